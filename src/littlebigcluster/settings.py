@@ -1,0 +1,123 @@
+"""Frozen values: what all nodes of a cluster share (`ClusterSettings`) and what this node does (`NodeSettings`).
+
+Durations are given as a `timedelta` or as seconds, and kept as seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+Duration = float | timedelta
+Compression = Literal["zstd", "none"]
+
+PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+def seconds(value: Duration) -> float:
+    """`value` as seconds. Raises TypeError for anything but a number or a timedelta, ValueError for NaN."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a duration is a timedelta or a number of seconds, not {value!r}")
+    if value != value:
+        raise ValueError("a duration cannot be NaN")
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Chosen once, at `init`, for the life of the cluster; the same on all nodes."""
+
+    page_size: int = 4096
+    """SQLite's page size in bytes, a power of two from 512 to 65536."""
+
+    compression: Compression = "zstd"
+    """How the objects of the log are stored. "none" saves CPU and costs storage and transfer."""
+
+    def __post_init__(self) -> None:
+        if self.page_size not in PAGE_SIZES:
+            raise ValueError(f"page_size must be one of {PAGE_SIZES}, not {self.page_size!r}")
+        if self.compression not in ("zstd", "none"):
+            raise ValueError(f'compression must be "zstd" or "none", not {self.compression!r}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings:
+    """What this node does; nodes of one cluster may differ, but should agree on the time-outs."""
+
+    directory: Path | None = None
+    """Where the local copy lies. None makes a temporary directory that goes with the node. A given directory
+    is kept and makes the next join faster; it is a cache and may be deleted while no node uses it."""
+
+    epoch_interval: Duration = 1.0
+    """Seconds between epochs on average; bounds the cost of writing: one PUT per interval is $13 a month at
+    1 s on S3 Standard. 0 means no pacing: an epoch starts as soon as the previous one is durable."""
+
+    epoch_burst: int = 10
+    """So many epochs may follow each other without pacing after a quiet time."""
+
+    leader_timeout: Duration = 20.0
+    """Seconds without a sign of life of the leader after which a standby takes over. An idle leader gives one
+    every third of it (one small PUT: $2 a month at 20 s on S3 Standard)."""
+
+    poll_interval: Duration = 1.0
+    """Seconds between two looks of a follower at the store for the next epoch, while there is none. One GET
+    per interval is $1 a month at 1 s on S3 Standard, for each follower."""
+
+    fence_validity: Duration = 60.0
+    """Seconds for which a known position in the log proves that an absent next epoch means the head. Must
+    stay far below the shortest retention (1 hour)."""
+
+    store_timeout: Duration = 10.0
+    """Seconds after which a single request to the store is given up (larger objects get more)."""
+
+    write_timeout: Duration = 30.0
+    """Seconds a write waits, in the queue and for durability, before `await` gives up on it."""
+
+    transaction_timeout: Duration = 10.0
+    """Seconds one transaction may run on the leader; it holds up all others meanwhile."""
+
+    read_timeout: Duration = 30.0
+    """Seconds an awaited read may take, waiting for its consistency level included."""
+
+    max_read_age: Duration = 60.0
+    """Seconds a read may hold its snapshot. An older one is ended: it would keep the local WAL growing."""
+
+    max_epoch_bytes: int = 64 << 20
+    """Size of an epoch (uncompressed pages) above which a transaction is refused with `EpochTooLarge`."""
+
+    max_queued_writes: int = 100_000
+    """Writes that may wait on the leader; one more is refused with `StoreUnavailable`."""
+
+    snapshot_growth: float = 1.0
+    """A snapshot is made when the log since the last one is larger than this times the snapshot, and at
+    least 1 MiB. Smaller means faster joins and more uploads."""
+
+    snapshot_epochs: int = 1000
+    """A snapshot is made at the latest after so many epochs. A join fetches at most about so many objects."""
+
+    readers: int = 4
+    """Threads, with one connection each, that serve awaited reads."""
+
+    shutdown_timeout: Duration = 10.0
+    """Seconds a leader takes at most to finish its writes and release the leadership when it stops."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value: Any = getattr(self, field.name)
+            if "Duration" in str(field.type):
+                object.__setattr__(self, field.name, seconds(value))
+                if getattr(self, field.name) < 0:
+                    raise ValueError(f"{field.name} cannot be negative")
+            elif field.type in ("int", "float") and (isinstance(value, bool) or value <= 0):
+                raise ValueError(f"{field.name} must be positive, not {value!r}")
+        if self.directory is not None:
+            object.__setattr__(self, "directory", Path(self.directory))
+        for name in ("leader_timeout", "poll_interval", "fence_validity", "store_timeout"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be positive")
+        if seconds(self.fence_validity) > 1800:
+            raise ValueError("fence_validity must stay below half of the shortest retention (1800 s)")
