@@ -1,1 +1,43 @@
-"""."""
+"""What lies in the bucket: names, format, the log, snapshots."""
+
+from littlebigcluster.epochs import codec, names, snapshots
+from littlebigcluster.epochs.codec import Entry
+from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows
+from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, Metadata
+from littlebigcluster.epochs.prefetch import in_order
+from littlebigcluster.epochs.survey import (
+    Survey,
+    epoch_of,
+    read_all_metadata,
+    read_identity,
+    read_metadata,
+    survey,
+    survey_all,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Appended",
+    "AtHead",
+    "Beacon",
+    "Entry",
+    "Gone",
+    "Identity",
+    "Leader",
+    "Log",
+    "Lost",
+    "Metadata",
+    "Position",
+    "Survey",
+    "check_follows",
+    "codec",
+    "epoch_of",
+    "in_order",
+    "names",
+    "read_all_metadata",
+    "read_identity",
+    "read_metadata",
+    "snapshots",
+    "survey",
+    "survey_all",
+]

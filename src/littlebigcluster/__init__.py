@@ -1,0 +1,3 @@
+"""LittleBigCluster: cluster applications on nothing but an object store."""
+
+__version__ = "0.1.0"

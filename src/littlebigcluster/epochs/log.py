@@ -1,0 +1,224 @@
+"""The log of epochs: reading it in order, finding its head, appending to it.
+
+Whoever creates epoch N+1 by conditional create leads. Two questions decide everything: *is there an epoch after
+mine?* and *was the one I sent created?* Both are answered here and nowhere else.
+
+**The fence.** Retention deletes old epochs, so an absent epoch N+1 proves that N is the head only for someone who
+knew N to be in the log recently. `Log` keeps when that was (`_confirmed_at`, by a clock that goes on while the
+machine sleeps, read *before* the request that proved it was sent). Past `fence_validity` every question first
+goes through `_survey_after`: `.last_retained`, then a LIST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.epochs import codec, names
+from littlebigcluster.epochs.codec import Entry
+from littlebigcluster.errors import CorruptLog, StoreUnavailable
+from littlebigcluster.store import Mine, Store, Theirs, put_if_absent
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPT_SECONDS = 15.0
+"""After so long without an answer an append looks at the fence again before it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the log: an epoch, its term, and the hash of its whole object."""
+
+    epoch: int
+    term: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtHead:
+    """No epoch follows; this was so at some moment after the question was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The log behind this position has been deleted: it tells nothing any more; restore from a snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The epoch is durable and ours."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another node has created the epoch. Ours is certainly not part of the log, and never will be."""
+
+
+class Log:
+    """One node's view of the log. Invariant: everything up to `position` is durable."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        cluster_id: str,
+        position: Position,
+        confirmed_at: float,
+        validity: float,
+        clock: Clock,
+    ) -> None:
+        self._store, self._cluster_id, self._clock = store, cluster_id, clock
+        self._validity = validity
+        self._position = position
+        self._confirmed_at = confirmed_at
+
+    @property
+    def position(self) -> Position:
+        return self._position
+
+    @property
+    def fence_holds(self) -> bool:
+        """Whether an absent next epoch proves that `position` is the head."""
+        return self._clock.boottime() - self._confirmed_at < self._validity
+
+    async def next(self) -> Entry | AtHead | Gone:
+        """The entry after `position`, checked against the chain; `advance` moves on to it.
+
+        Raises CorruptLog, FormatTooNew, StoreUnavailable.
+        """
+        at, name = self._position, names.wal(self._position.epoch + 1)
+        while True:
+            asked_at = self._clock.boottime()
+            if not self.fence_holds:
+                later = await self._survey_after(at)
+                if not isinstance(later, list):
+                    return later
+            body = await self._store.get(name)
+            if body is not None:
+                break
+            if self.fence_holds:  # still: the machine may have slept, or the store dawdled, over the request
+                self._confirm(at.epoch, asked_at)
+                return AtHead()
+        entry = codec.decode(body, name=name)
+        check_follows(entry, at, cluster_id=self._cluster_id)
+        self._confirm(at.epoch, asked_at)
+        return entry
+
+    async def is_head(self) -> bool:
+        """Whether no epoch follows `position`, at some moment after the call. Raises StoreUnavailable."""
+        at, asked_at = self._position, self._clock.boottime()
+        if self.fence_holds:
+            if await self._store.get_range(names.wal(at.epoch + 1), 0, 1) is not None:
+                return False
+            if self.fence_holds:
+                self._confirm(at.epoch, asked_at)
+                return True
+        return isinstance(await self._survey_after(at), AtHead)
+
+    def advance(self, position: Position) -> None:
+        """Moves on to the next epoch, just read or appended: it inherits when its predecessor was confirmed."""
+        assert position.epoch == self._position.epoch + 1
+        self._position = position
+
+    async def append(self, body: bytes, *, term: int) -> Appended | Lost:
+        """Create the epoch after `position` with these bytes; returns when its fate is certain.
+
+        Trusts neither an error nor a success that took too long. Waits through outages, sending only these
+        very bytes, until it is cancelled: then the outcome is unknown. Does not move `position`.
+        Raises StoreUnavailable when the store has refused the request for good, and it is certainly not written.
+        """
+        at = self._position
+        name = names.wal(at.epoch + 1)
+        ours = Position(at.epoch + 1, term, hashlib.sha256(body).hexdigest())
+        attempt = 0
+        while True:
+            sent_at = self._clock.boottime()
+            if self.fence_holds:
+                result = await put_if_absent(
+                    self._store, name, body,
+                    clock=self._clock, deadline_seconds=_ATTEMPT_SECONDS, still_valid=lambda: self.fence_holds,
+                )  # fmt: skip
+                if isinstance(result, Theirs):
+                    return Lost()
+                if isinstance(result, Mine) and self._clock.boottime() - sent_at < self._validity:
+                    self._confirm(at.epoch, sent_at)
+                    return Appended(ours)
+            attempt += 1
+            try:
+                fate = await self._fate(at, ours)
+            except StoreUnavailable as error:
+                logger.warning("the outcome of epoch %d is not known yet: %s", ours.epoch, error)
+                fate = None
+            if fate is not None:
+                return fate
+            if not self.fence_holds or attempt > 1:
+                await asyncio.sleep(min(2.0, 0.05 * 2**attempt) * (0.5 + self._clock.random() / 2))
+
+    async def _fate(self, at: Position, ours: Position) -> Appended | Lost | None:
+        """What the store says of the epoch we sent; None when nothing follows `at`: then it may be sent again."""
+        later = await self._survey_after(at)
+        if isinstance(later, Gone):
+            return Lost()
+        if isinstance(later, AtHead):
+            return None
+        body = await self._store.get(names.wal(ours.epoch))
+        if body is None or hashlib.sha256(body).hexdigest() != ours.sha256:
+            return Lost()
+        if ours.epoch + 1 in later:
+            # Somebody went on from an epoch of this number: from ours, or from one that retention has deleted
+            # since, in whose place a late request of ours has put an orphan?
+            name = names.wal(ours.epoch + 1)
+            prefix = await self._store.get_range(name, 0, codec.HEADER.size + codec.MAX_METADATA_BYTES)
+            if prefix is None or codec.decode_header(prefix, name=name)[0].previous_sha256 != ours.sha256:
+                return Lost()
+        return Appended(ours)
+
+    async def _survey_after(self, at: Position) -> list[int] | AtHead | Gone:
+        """The epochs after `at` by LIST, the next one first. Renews the fence."""
+        while True:
+            asked_at = self._clock.boottime()
+            answer = await self._ask_after(at)
+            if self._clock.boottime() - asked_at < self._validity:
+                if not isinstance(answer, Gone):
+                    self._confirm(at.epoch, asked_at)
+                return answer
+
+    async def _ask_after(self, at: Position) -> list[int] | AtHead | Gone:
+        # `.last_retained` is raised before anything is deleted, so it is read before the listing.
+        retained = names.parse_marker(await self._store.get(names.LAST_RETAINED))
+        if retained is not None and retained > at.epoch + 1:
+            return Gone()
+        listed = await self._store.list(names.LOG_PREFIX, start_after=names.wal(at.epoch))
+        parsed = [names.parse(info.key) for info in listed]
+        later = [epoch for kind, epoch in filter(None, parsed) if kind == "wal"]
+        if not later:
+            return AtHead()
+        return later if later[0] == at.epoch + 1 else Gone()
+
+    def _confirm(self, epoch: int, asked_at: float) -> None:
+        # An answer about an earlier position says nothing about the present one.
+        if epoch == self._position.epoch:
+            self._confirmed_at = max(self._confirmed_at, asked_at)
+
+
+def check_follows(entry: Entry, at: Position, *, cluster_id: str) -> None:
+    """Raises CorruptLog unless `entry` is the epoch right after `at` in the chain of this cluster."""
+    metadata, name = entry.metadata, names.wal(at.epoch + 1)
+    if metadata.kind != "wal":
+        raise CorruptLog(name, f'an epoch (kind "wal"), found "{metadata.kind}"')
+    if metadata.cluster_id != cluster_id:
+        raise CorruptLog(name, f'an epoch of cluster "{cluster_id}", found one of "{metadata.cluster_id}"')
+    if metadata.epoch != at.epoch + 1:
+        raise CorruptLog(name, f"epoch {at.epoch + 1}, found {metadata.epoch}")
+    if metadata.previous_sha256 != at.sha256:
+        raise CorruptLog(
+            name,
+            f"an epoch that follows the object with SHA-256 {at.sha256}, found one after {metadata.previous_sha256}",
+        )
+    if metadata.term < at.term:
+        raise CorruptLog(name, f"a term of at least {at.term}, found {metadata.term}")

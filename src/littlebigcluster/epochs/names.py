@@ -1,0 +1,52 @@
+"""Every object name of a cluster is made here."""
+
+from __future__ import annotations
+
+import re
+
+DIRECTORY = ".lbc/"
+CLUSTER = DIRECTORY + "cluster.json"
+LAST_SNAPSHOT = DIRECTORY + ".last_snapshot"
+LAST_RETAINED = DIRECTORY + ".last_retained"
+BEACON = DIRECTORY + ".beacon"
+
+LOG_PREFIX = DIRECTORY + "0"
+"""What all snapshots and epochs begin with (below epoch 10**19), and nothing else: for listing."""
+
+MAX_EPOCH = 10**19 - 1
+
+_LOG_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})\.(wal|db)")
+
+
+def wal(epoch: int) -> str:
+    """The name of an epoch."""
+    return f"{DIRECTORY}{_digits(epoch)}.wal"
+
+
+def snapshot(epoch: int) -> str:
+    """The name of the snapshot of an epoch."""
+    return f"{DIRECTORY}{_digits(epoch)}.db"
+
+
+def parse(name: str) -> tuple[str, int] | None:
+    """("wal" or "db", epoch) for a name of the log, None for any other."""
+    match = _LOG_NAME.fullmatch(name)
+    return (match[2], int(match[1])) if match else None
+
+
+def marker(epoch: int) -> bytes:
+    """The content of `.last_snapshot` and `.last_retained`."""
+    return _digits(epoch).encode()
+
+
+def parse_marker(content: bytes | None) -> int | None:
+    """The epoch a marker names; None when it is absent or damaged."""
+    if content is None or not re.fullmatch(rb"[0-9]{20}", content.strip()):
+        return None
+    return int(content)
+
+
+def _digits(epoch: int) -> str:
+    if not 0 <= epoch <= MAX_EPOCH:
+        raise ValueError(f"{epoch} is not an epoch")
+    return f"{epoch:020}"

@@ -1,0 +1,93 @@
+"""What lies in the bucket, seen from outside: for a joiner, and for tools that only read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from littlebigcluster.epochs import codec, names
+from littlebigcluster.epochs.metadata import Identity, Metadata
+from littlebigcluster.epochs.prefetch import in_order
+from littlebigcluster.errors import CorruptLog, NotInitialized, WrongCluster
+from littlebigcluster.store import ObjectInfo, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The snapshots, newest first, and the epochs, oldest first, that a listing showed."""
+
+    snapshots: list[ObjectInfo]
+    epochs: list[ObjectInfo]
+
+    @property
+    def head(self) -> int:
+        """The newest epoch there is."""
+        last = [epoch_of(info) for info in (self.snapshots[:1] + self.epochs[-1:])]
+        return max(last, default=0)
+
+
+def epoch_of(info: ObjectInfo) -> int:
+    """The epoch that a listed object of the log belongs to."""
+    parsed = names.parse(info.key)
+    assert parsed is not None
+    return parsed[1]
+
+
+async def read_identity(store: Store, *, expected_id: str | None = None) -> Identity:
+    """Which cluster lives here. Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable."""
+    body = await store.get(names.CLUSTER)
+    if body is None:
+        raise NotInitialized(
+            f"no cluster at {store.url}: initialize one first, with `lbc -p {store.url} init`"
+        )
+    identity = Identity.decode(body, name=names.CLUSTER)
+    if expected_id is not None and identity.cluster_id != expected_id:
+        raise WrongCluster(f'{store.url} holds cluster "{identity.cluster_id}", not "{expected_id}"')
+    return identity
+
+
+async def survey(store: Store) -> Survey:
+    """The newest snapshot and the epochs after it, by one GET and one LIST.
+
+    The hint may be stale or absent; then, everything. Raises StoreUnavailable.
+    """
+    hint = names.parse_marker(await store.get(names.LAST_SNAPSHOT))
+    if hint:
+        # In order: N.db, N.wal, N+1.wal ...; the name that sorts just before N.db ends in a smaller character.
+        found = await _listing(store, start_after=names.snapshot(hint)[:-2])
+        if found.snapshots:
+            return found
+    return await survey_all(store)
+
+
+async def survey_all(store: Store) -> Survey:
+    """All snapshots and all epochs. Raises StoreUnavailable."""
+    return await _listing(store, start_after="")
+
+
+async def _listing(store: Store, *, start_after: str) -> Survey:
+    snapshots, epochs = [], []
+    for info in await store.list(names.LOG_PREFIX, start_after=start_after):
+        match names.parse(info.key):
+            case ("db", _):
+                snapshots.append(info)
+            case ("wal", _):
+                epochs.append(info)
+    return Survey(snapshots[::-1], epochs)
+
+
+async def read_metadata(store: Store, name: str) -> Metadata:
+    """The metadata of one object of the log, by one small range read. Raises CorruptLog, FormatTooNew."""
+    prefix = await store.get_range(name, 0, 4096)
+    if prefix is None:
+        raise CorruptLog(name, "an object, found none")
+    end = codec.header_size(prefix, name=name)
+    if end > len(prefix):
+        prefix = await store.get_range(name, 0, end) or b""
+    return codec.decode_header(prefix, name=name)[0]
+
+
+async def read_all_metadata(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[Metadata]:
+    """The metadata of many objects, in order, a few requests at a time."""
+    async for metadata in in_order((read_metadata(store, info.key) for info in infos), window=16):
+        yield metadata
