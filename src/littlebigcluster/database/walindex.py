@@ -97,7 +97,7 @@ class WalIndex:
     """
 
     def __init__(self, database: Path) -> None:
-        self._descriptor = os.open(f"{database}-shm", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        self._descriptor = os.open(f"{database}-shm", os.O_RDWR)
         self._maps: list[mmap.mmap] = []
         self._blocks: list[memoryview] = []
         self._fence = threading.Lock()
@@ -159,15 +159,25 @@ class WalIndex:
         block[:HEADER_BYTES] = raw
         self._barrier()
 
-    def repair(self) -> bool:
-        """After a `publish` that was broken off: True if `header` was published; else what was is restored."""
-        block = self._block(0)
-        first = bytes(block[:HEADER_BYTES])
-        published = first == block[HEADER_BYTES : 2 * HEADER_BYTES]
-        if not published:
-            block[HEADER_BYTES : 2 * HEADER_BYTES] = first
-        self._barrier()
-        return published
+    def check(self) -> None:
+        """Raise WalIndexError unless all is, bit by bit, as `add` and `publish` would have written it.
+
+        Holds only where nothing was ever rolled back or left half done.
+        """
+        header = self.header()
+        if header.pack() != self._block(0)[:HEADER_BYTES]:
+            raise WalIndexError("the header has fields we do not know")
+        page_numbers = self.page_numbers(header.frame_count).tolist()
+        done = 0
+        while done < len(page_numbers):
+            number, zero, capacity = _place(done)
+            part = page_numbers[zero : zero + capacity]
+            ours = memoryview(bytearray(BLOCK_BYTES))
+            _add(ours, capacity, 0, part)
+            start = _HASH_AT - 4 * capacity
+            if ours[start:] != self._block(number)[start:]:
+                raise WalIndexError(f"block {number} of the hash tables is not as expected")
+            done += len(part)
 
     def close(self) -> None:
         """To be called after the last connection of this process to the database is closed, not before."""
