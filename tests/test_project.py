@@ -92,7 +92,7 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except BaseException:
         failed = True
-        print(name, traceback.format_exc(), sep="\\n")
+        print(name, traceback.format_exc(limit=-2), sep="\\n")
 sys.exit(failed)
 """
     command = [sys.executable, "-W", "error", "-c", program, *module_names()]
