@@ -53,3 +53,8 @@ class Clock:
 
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def seeded(seed: int) -> random.Random:
+    """A generator that always gives the same numbers: for simulated faults and latencies, never for secrets."""
+    return random.Random(seed)

@@ -2,18 +2,39 @@
 
 from .base import Created, CreateOutcome, Exists, ObjectInfo, Store, Unknown
 from .directory import DirectoryStore
+from .faulty import Fault, Faulty
 from .object_store import ObjectStore
+from .once import Mine, NoLongerValid, Resolution, Theirs, Unresolved, put_if_absent
 from .open import Location, open_store
+from .probe import probe_exists, probe_race
+from .scoped import Scoped
+from .wrappers import Counting, Latency, LogNormal, Slow, Wrapper
 
 __all__ = [
+    "Counting",
     "CreateOutcome",
     "Created",
     "DirectoryStore",
     "Exists",
+    "Fault",
+    "Faulty",
+    "Latency",
     "Location",
+    "LogNormal",
+    "Mine",
+    "NoLongerValid",
     "ObjectInfo",
     "ObjectStore",
+    "Resolution",
+    "Scoped",
+    "Slow",
     "Store",
+    "Theirs",
     "Unknown",
+    "Unresolved",
+    "Wrapper",
     "open_store",
+    "probe_exists",
+    "probe_race",
+    "put_if_absent",
 ]
