@@ -46,6 +46,8 @@ class Entry:
     raw: bytes
     sha256: str
     """Of the whole object: the link of the chain."""
+    size_bytes: int
+    """Of the whole object, as it is stored."""
 
 
 def compress(raw: bytes, compression: Compression) -> bytes:
@@ -131,7 +133,7 @@ def decode(body: bytes, *, name: str) -> Entry:
     """The whole object, all of its hashes checked. Raises CorruptLog, FormatTooNew."""
     metadata, start = decode_header(body, name=name)
     pieces = list(Decompressor(metadata, name=name, offset=start).feed([body[start:]]))
-    return Entry(metadata, b"".join(pieces), hashlib.sha256(body).hexdigest())
+    return Entry(metadata, b"".join(pieces), hashlib.sha256(body).hexdigest(), len(body))
 
 
 class Decompressor:

@@ -20,7 +20,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
-from littlebigcluster.store import Mine, Store, Theirs, put_if_absent
+from littlebigcluster.store import Mine, Resolution, Store, Theirs, Unresolved, backoff_seconds, put_if_absent
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,7 @@ class Log:
         while True:
             sent_at = self._clock.boottime()
             if self.fence_holds:
-                result = await put_if_absent(
-                    self._store, name, body,
-                    clock=self._clock, deadline_seconds=_ATTEMPT_SECONDS, still_valid=lambda: self.fence_holds,
-                )  # fmt: skip
+                result = await self._send(name, body, again=attempt > 0)
                 if isinstance(result, Theirs):
                     return Lost()
                 if isinstance(result, Mine) and self._clock.boottime() - sent_at < self._validity:
@@ -157,7 +154,22 @@ class Log:
             if fate is not None:
                 return fate
             if not self.fence_holds or attempt > 1:
-                await asyncio.sleep(min(2.0, 0.05 * 2**attempt) * (0.5 + self._clock.random() / 2))
+                await asyncio.sleep(backoff_seconds(attempt, self._clock))
+
+    async def _send(self, name: str, body: bytes, *, again: bool) -> Resolution:
+        try:
+            return await put_if_absent(
+                self._store,
+                name,
+                body,
+                clock=self._clock,
+                deadline_seconds=_ATTEMPT_SECONDS,
+                still_valid=lambda: self.fence_holds,
+            )
+        except StoreUnavailable as error:
+            if not again:
+                raise
+            return Unresolved(error)  # an earlier sending may still take effect
 
     async def _fate(self, at: Position, ours: Position) -> Appended | Lost | None:
         """What the store says of the epoch we sent; None when nothing follows `at`: then it may be sent again."""

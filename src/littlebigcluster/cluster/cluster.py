@@ -1,0 +1,127 @@
+"""A cluster by its place in an object store: initialize it, join it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import TracebackType
+from typing import Any
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.directory import NodeDirectory
+from littlebigcluster.cluster.initialize import check_id, initialize
+from littlebigcluster.cluster.node import Node
+from littlebigcluster.epochs import names, read_identity
+from littlebigcluster.settings import ClusterSettings, NodeSettings, seconds
+from littlebigcluster.store import Location, Store, open_store, probe_exists
+
+
+class Cluster:
+    """A cluster at `location`: "s3://bucket/prefix", "gs://", "az://", "file:///path", a path, "memory://", an
+    obstore store, or a `littlebigcluster.store.Store`.
+
+    With `id` every call refuses a place that holds another cluster (WrongCluster). Bad arguments raise ValueError
+    or TypeError here; nothing is read or written yet.
+    """
+
+    def __init__(
+        self, location: Location | Store, *, id: str | None = None, clock: Clock | None = None, store_timeout: float = 10.0
+    ) -> None:
+        self._clock = clock or Clock()
+        self._id = None if id is None else check_id(id)
+        if isinstance(location, Store):
+            self._store: Store = location
+        else:
+            self._store = open_store(location, timeout_seconds=store_timeout, clock=self._clock)
+
+    def __repr__(self) -> str:
+        return f"Cluster({self._store.url!r})"
+
+    @property
+    def store(self) -> Store:
+        """The object store, `.lbc/` included. A node's `store` keeps applications out of that."""
+        return self._store
+
+    async def init(self, id: str | None = None, *, settings: ClusterSettings | None = None) -> str:
+        """Make a new cluster here, after a probe that the store is safe; returns its id (made up if not given).
+
+        Raises AlreadyInitialized, UnsafeStore, StoreUnavailable.
+        """
+        cluster_id = id or self._id or str(self._clock.uuid7())
+        identity = await initialize(self._store, check_id(cluster_id), settings or ClusterSettings(), clock=self._clock)
+        return identity.cluster_id
+
+    def join(self, *, az: str = "", can_lead: bool = False, settings: NodeSettings | None = None) -> Join:
+        """Become a member for the time of an `async with`, which gives the `Node`.
+
+        `az` names the availability zone. A node that `can_lead` claims the leadership when nobody holds it.
+        Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
+        DirectoryInUse.
+        """
+        if not isinstance(az, str):
+            raise TypeError(f"az is a string, not {az!r}")
+        return Join(self._store, self._id, settings or NodeSettings(), az=az, can_lead=can_lead, clock=self._clock)
+
+
+class Join:
+    """`async with cluster.join(...) as node`. When the node fails in the background, the body is cancelled and the
+    failure raised from the `async with`."""
+
+    def __init__(
+        self, store: Store, expected_id: str | None, settings: NodeSettings, *, az: str, can_lead: bool, clock: Clock
+    ) -> None:
+        self._store, self._expected_id, self._settings = store, expected_id, settings
+        self._az, self._can_lead, self._clock = az, can_lead, clock
+        self._failed = False
+
+    async def __aenter__(self) -> Node:
+        identity = await read_identity(self._store, expected_id=self._expected_id)
+        body = await self._store.get(names.CLUSTER)
+        await probe_exists(self._store, names.CLUSTER, body or identity.encode())
+        self._directory = await asyncio.to_thread(NodeDirectory, self._settings.directory)
+        try:
+            self._node = Node(
+                self._store, identity, self._directory.path, self._settings,
+                az=self._az, can_lead=self._can_lead, clock=self._clock,
+            )  # fmt: skip
+            try:
+                await self._node._start()
+            except BaseException:
+                await self._node._close()
+                raise
+        except BaseException:
+            await asyncio.to_thread(self._directory.close)
+            raise
+        body_task = asyncio.current_task()
+        assert body_task is not None
+        self._body: asyncio.Task[Any] = body_task
+        self._main = asyncio.create_task(self._node._run(), name=f"lbc-{self._node.id}")
+        self._main.add_done_callback(self._on_end)
+        return self._node
+
+    def _on_end(self, main: asyncio.Task[None]) -> None:
+        if not main.cancelled() and main.exception() is not None:
+            self._failed = True
+            self._body.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._main.remove_done_callback(self._on_end)
+        cancelled_by_us = self._failed and self._body.uncancel() == 0
+        try:
+            await self._node._stop(self._main)
+        finally:
+            await self._node._close()
+            await asyncio.to_thread(self._directory.close)
+        if not self._main.cancelled():
+            failure = self._main.exception()
+            if failure is not None and (error is None or (cancelled_by_us and kind is asyncio.CancelledError)):
+                raise _single(failure)
+
+
+def _single(failure: BaseException) -> BaseException:
+    """The one exception in a group of one."""
+    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+        failure = failure.exceptions[0]
+    return failure

@@ -1,0 +1,258 @@
+"""A running member of a cluster: what `async with cluster.join(...) as node` gives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.statements import Result, run_many, run_one, run_script
+from littlebigcluster.database import Done, Pending
+from littlebigcluster.epochs import Identity, Leader, Metadata, names
+from littlebigcluster.errors import DeadlineExceeded, LbcError, NotLeader, StoreUnavailable
+from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
+from littlebigcluster.settings import Duration, NodeSettings, seconds
+from littlebigcluster.store import Scoped, Store
+from littlebigcluster.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+class Node:
+    """Everything an application does with its cluster. One event loop; not for other threads.
+
+    Attributes:
+        id: this node's UUID (version 7), new at each join.
+        epoch: watch on the epoch that local reads see.
+        leader: watch on the `Leader`, None while the leadership is released.
+        store: the object store below the cluster's prefix, for the application's own data.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        directory: Path,
+        settings: NodeSettings,
+        *,
+        az: str,
+        can_lead: bool,
+        clock: Clock,
+    ) -> None:
+        self.id: UUID = clock.uuid7()
+        self.az, self.can_lead, self.settings = az, can_lead, settings
+        self.cluster_id = identity.cluster_id
+        self.store = Scoped(store, "", forbidden=names.DIRECTORY)
+        self.leader: Watch[Leader | None] = Watch(None)
+        self._store, self._identity, self._directory, self._clock = store, identity, directory, clock
+        self._me = Leader(self.id, "", az)
+        self._local = LocalCopy(store, identity, directory, settings, clock=clock)
+        self._leadership: Leadership | None = None
+        self._leads: Watch[bool] = Watch(False)
+        self._stopping = False
+        self._follower: Follower | None = None
+        self._proof = SharedProof(self._prove_head)
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> Watch[int]:
+        return self._local.epoch
+
+    @property
+    def term(self) -> int:
+        """The term of the newest epoch here."""
+        return self._local.metadata.term
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads, as far as it knows; only a durable write proves it."""
+        return self._leads.value
+
+    @property
+    def address(self) -> str:
+        """host:port at which other nodes reach this one; empty while it does not listen."""
+        return self._me.address
+
+    @property
+    def database_path(self) -> Path:
+        """The local replica, for tools that read it from outside (`sqlite3 -readonly`, Datasette). Changes when
+        the copy is restored."""
+        return self._local.replica.path
+
+    async def wait_until_leader(self, *, timeout: Duration | None = None) -> None:
+        """Return when this node leads. Raises TimeoutError after `timeout`, ValueError if it cannot lead."""
+        if not self.can_lead:
+            raise ValueError("this node joined with can_lead=False and will never lead")
+        await self._leads.until(bool, timeout=timeout)
+
+    # -- writes --------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Pending[T]:
+        """Queue a transaction: `fn(db)` runs once, on the writer thread of this leader, between BEGIN and COMMIT.
+
+        `await` the result for a `Done(value, epoch)` when it is durable; `await pending.peek()` for the value as
+        soon as it is executed, which may still be lost. `fn` should only use `db`, and be quick: it holds up all
+        other writes. Raises NotLeader, StoreUnavailable (too many writes wait).
+        """
+        if not callable(fn):
+            raise TypeError(f"a transaction is a function that takes the connection, not {fn!r}")
+        limit = self.settings.write_timeout if timeout is None else timeout
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is None:
+            leader = self.leader.value
+            who = f"{leader.uuid} at {leader.address or '?'} leads" if leader else "nobody leads at the moment"
+            raise NotLeader(f"this node does not lead; {who}. The write is not written", leader=leader)
+        return writer.submit(fn, timeout=seconds(limit))
+
+    async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Done[T]:
+        """Run `fn(db)` as one transaction; return its value and epoch when it is durable.
+
+        An exception of `fn` rolls the transaction back and comes out here, when everything that it may have seen
+        is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
+        EpochTooLarge, NotAllowed, StoreUnavailable.
+        """
+        return await self.submit(fn, timeout=timeout)
+
+    async def execute(self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None) -> Done[Result]:
+        """Run one statement as a transaction; `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`.
+
+        `VACUUM` works too. Raises what `transaction` raises, and sqlite3.Error.
+        """
+        if not isinstance(sql, str):
+            raise TypeError(f"sql must be a string, not {sql!r}")
+        return await self.transaction(run_one(sql, parameters), timeout=timeout)
+
+    async def executemany(
+        self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None
+    ) -> Done[Result]:
+        """Run one statement for each of `parameters`, all in one transaction."""
+        return await self.transaction(run_many(sql, list(parameters)), timeout=timeout)
+
+    async def executescript(self, script: str, *, timeout: Duration | None = None) -> Done[None]:
+        """Run the statements of a script, all in one transaction: schemas, for example."""
+        return await self.transaction(run_script(script), timeout=timeout)
+
+    # -- reads ---------------------------------------------------------------------------------------------------
+
+    async def read(
+        self,
+        sql: str,
+        parameters: Parameters = (),
+        *,
+        at_least: int | None = None,
+        consistency: Literal["local", "strong"] = "local",
+        timeout: Duration | None = None,
+        row_factory: Any = None,
+    ) -> list[Any]:
+        """The rows of a query on the local copy; a thread serves it, the event loop goes on.
+
+        "local" sees a durable epoch, never older than what was read here before; `at_least=epoch` waits for that
+        epoch; "strong" includes every write acknowledged anywhere before the call, for one request to the store.
+        Cancelling interrupts the query. Raises DeadlineExceeded, StoreUnavailable (strong), NotAllowed, sqlite3.Error.
+        """
+        if consistency not in ("local", "strong"):
+            raise ValueError(f'consistency is "local" or "strong", not {consistency!r}')
+        if at_least is not None and (isinstance(at_least, bool) or not isinstance(at_least, int)):
+            raise TypeError(f"at_least is an epoch, not {at_least!r}")
+        limit = seconds(self.settings.read_timeout if timeout is None else timeout)
+        try:
+            async with asyncio.timeout(limit):
+                if consistency == "strong":
+                    await self._proof.wait()
+                if at_least is not None and self._local.epoch.value < at_least:
+                    self._nudge()
+                    await self._local.epoch.until(lambda epoch: epoch >= at_least)
+                return await self._local.readers.read(sql, parameters, timeout=None, row_factory=row_factory)
+        except TimeoutError as error:
+            if isinstance(error, LbcError):
+                raise
+            raise DeadlineExceeded(
+                f"the read took longer than {limit} s (consistency {consistency}, at epoch {self.epoch.value})"
+            ) from error
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A read-only `sqlite3.Connection` on one snapshot of the local copy: every query in the block sees the
+        same epoch. It runs in the calling thread. Raises SnapshotExpired at the end of a block that held it longer
+        than `max_read_age`."""
+        with self._local.readers.lease() as connection:
+            yield connection
+
+    async def _prove_head(self) -> None:
+        """Return when the local copy holds all that was acknowledged before the call."""
+        while True:
+            log, epoch = self._local.log, self._local.epoch
+            at = log.position.epoch
+            if await log.is_head():
+                await epoch.until(lambda value: value >= at)
+                return
+            self._nudge()
+            await epoch.until(lambda value: value > at)
+
+    def _nudge(self) -> None:
+        if self._follower is not None:
+            self._follower.nudge()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        await self._local.start()
+        self.leader._set(self._local.metadata.leader)
+
+    def _saw(self, metadata: Metadata) -> None:
+        self.leader._set(metadata.leader)
+
+    async def _run(self) -> None:
+        """Follow, claim, lead, follow again, until it is told to stop."""
+        timing = Timing(seconds(self.settings.leader_timeout), seconds(self.settings.poll_interval))
+        while not self._stopping:
+            self._follower = Follower(
+                self._store, self._local, timing,
+                me=self._me, can_lead=self.can_lead, clock=self._clock, on_epoch=self._saw,
+            )  # fmt: skip
+            claim = await self._follower.run()
+            self._follower = None
+            logger.info("claiming the leadership: %s", claim.reason)
+            await self._lead()
+
+    async def _lead(self) -> None:
+        leadership = self._leadership = Leadership(
+            self._store, self._local, self.settings, self._identity,
+            me=self._me, directory=self._directory, clock=self._clock,
+            on_epoch=self._saw, on_leading=lambda: self._leads._set(True),
+        )  # fmt: skip
+        try:
+            if await leadership.run():
+                logger.info("not leading any more, term %d", leadership.term)
+            else:
+                logger.info("another node was faster")
+        except StoreUnavailable as error:
+            logger.error("cannot lead: %s", error)
+            await asyncio.sleep(seconds(self.settings.poll_interval))
+        finally:
+            self._leadership = None
+            self._leads._set(False)
+
+    async def _stop(self, main: asyncio.Task[None]) -> None:
+        """End within `shutdown_timeout`: a leader finishes what it has and releases the leadership."""
+        self._stopping = True
+        if self._leadership is not None:
+            self._leadership.stop()
+            await asyncio.wait([main], timeout=seconds(self.settings.shutdown_timeout))
+        main.cancel()
+        await asyncio.wait([main])
+
+    async def _close(self) -> None:
+        await self._proof.close()
+        await self._local.close()

@@ -1,0 +1,236 @@
+"""From nothing, or from what a former node has left on the disk, to a replica at the head of the log."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.database import Replica, StateChecksum, StateMismatch, WalError, check_sqlite_version, parse
+from littlebigcluster.epochs import (
+    Entry,
+    Identity,
+    Metadata,
+    Position,
+    Survey,
+    check_follows,
+    codec,
+    epoch_of,
+    in_order,
+    names,
+    snapshots,
+    survey,
+    survey_all,
+)
+from littlebigcluster.errors import CorruptLog, NotInitialized
+from littlebigcluster.store import ObjectInfo, Store
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 16
+_MAX_CATCH_UP = 1000
+"""A former copy further behind than this is not worth keeping; a snapshot is nearer."""
+
+
+@dataclass
+class SinceSnapshot:
+    """How much log there is after the newest snapshot: what a join has to fetch besides it."""
+
+    epoch: int
+    size_bytes: int
+    log_epochs: int = 0
+    log_bytes: int = 0
+
+    def add(self, size_bytes: int) -> None:
+        self.log_epochs += 1
+        self.log_bytes += size_bytes
+
+
+@dataclass
+class Restored:
+    """A replica and where in the log it stands."""
+
+    replica: Replica
+    position: Position
+    confirmed_at: float
+    """By `Clock.boottime`: when `position` was last known to be in the log."""
+    metadata: Metadata
+    """Of the newest object that went into the replica."""
+    since_snapshot: SinceSnapshot = field(default_factory=lambda: SinceSnapshot(0, 0))
+
+
+def apply_entry(replica: Replica, entry: Entry) -> None:
+    """Apply an epoch that follows the replica's. Raises CorruptLog when its content is no epoch, StateMismatch,
+    FormatTooNew."""
+    check_sqlite_version(entry.metadata.min_sqlite_version)
+    try:
+        wal = parse(entry.raw, page_size=replica.page_size)
+    except WalError as error:
+        name = names.wal(entry.metadata.epoch)
+        raise CorruptLog(name, f"{error.expected} (in its content, at byte {error.offset})") from error
+    replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
+
+
+async def restore(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored:
+    """A replica at the head of the log, in `directory`; what is there already is used if it is sound.
+
+    Raises NotInitialized, CorruptLog, FormatTooNew, StoreUnavailable.
+    """
+    former = await _former(store, identity, directory, clock=clock)
+    if former is not None:
+        return former
+    asked_at = clock.boottime()
+    found = await survey(store)
+    metadata, replica, info = await _newest_snapshot(store, identity, found, directory, clock=clock)
+    try:
+        position = await _position_of_snapshot(store, metadata)
+        restored = Restored(replica, position, asked_at, metadata, SinceSnapshot(metadata.epoch, info.size_bytes))
+        await _catch_up(store, identity, restored, found.epochs)
+        return restored
+    except BaseException:
+        replica.close()
+        raise
+
+
+async def _newest_snapshot(
+    store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock
+) -> tuple[Metadata, Replica, ObjectInfo]:
+    """The newest sound snapshot; a damaged one is passed over, and says so."""
+    first_error: CorruptLog | None = None
+    tried: set[str] = set()
+    for candidates in (found.snapshots, None):
+        if candidates is None:
+            everything = await survey_all(store)
+            found.epochs[:] = everything.epochs
+            candidates = everything.snapshots
+        for info in candidates:
+            if info.key in tried:
+                continue
+            tried.add(info.key)
+            try:
+                metadata, replica = await _load_snapshot(store, identity, info, directory, clock=clock)
+                return metadata, replica, info
+            except CorruptLog as error:
+                logger.error("passing over a damaged snapshot: %s", error)
+                first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+    raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
+
+
+async def _load_snapshot(
+    store: Store, identity: Identity, info: ObjectInfo, directory: Path, *, clock: Clock
+) -> tuple[Metadata, Replica]:
+    path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
+    path.parent.mkdir(parents=True)
+    try:
+        with path.open("wb") as file:
+
+            def write(pieces: Iterable[bytes]) -> None:
+                for piece in pieces:
+                    file.write(piece)
+
+            metadata = await snapshots.download(store, info, write)
+        if metadata.cluster_id != identity.cluster_id:
+            raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
+        check_sqlite_version(metadata.min_sqlite_version)
+        replica = await asyncio.to_thread(Replica.open, path, clock=clock)
+    except BaseException:
+        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+        raise
+    if replica.checksum != int(metadata.state_checksum, 16):
+        replica.close()
+        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+        raise CorruptLog(
+            info.key, f"a database with state checksum {metadata.state_checksum}, found {replica.checksum:016x}"
+        )
+    return metadata, replica
+
+
+async def _position_of_snapshot(store: Store, metadata: Metadata) -> Position:
+    if metadata.epoch > 0:
+        return Position(metadata.epoch, metadata.term, metadata.previous_sha256)
+    body = await store.get(names.snapshot(0)) or b""
+    return Position(0, metadata.term, hashlib.sha256(body).hexdigest())
+
+
+async def _catch_up(store: Store, identity: Identity, restored: Restored, listed: list[ObjectInfo]) -> None:
+    """Fetch the listed epochs after the replica's concurrently and apply them in order."""
+    first = restored.position.epoch + 1
+    last = max((epoch_of(info) for info in listed), default=0)
+    reads = (_read_epoch(store, epoch) for epoch in range(first, last + 1))
+    async for entry in in_order(reads, window=_WINDOW):
+        check_follows(entry, restored.position, cluster_id=identity.cluster_id)
+        await asyncio.to_thread(_apply_restoring, restored.replica, entry)
+        restored.position = Position(entry.metadata.epoch, entry.metadata.term, entry.sha256)
+        restored.metadata = entry.metadata
+        restored.since_snapshot.add(entry.size_bytes)
+
+
+def _apply_restoring(replica: Replica, entry: Entry) -> None:
+    try:
+        apply_entry(replica, entry)
+    except StateMismatch as error:
+        name = names.wal(entry.metadata.epoch)
+        raise CorruptLog(name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
+
+
+async def _read_epoch(store: Store, epoch: int) -> Entry:
+    name = names.wal(epoch)
+    body = await store.get(name)
+    if body is None:
+        raise CorruptLog(name, "an object, found none: the log has a hole")
+    return codec.decode(body, name=name)
+
+
+async def _former(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored | None:
+    """The copy that a former node has left, caught up; None when there is none that can be trusted."""
+    result = None
+    for path in sorted(directory.glob("replica-*/replica.db")):
+        if result is None and not path.with_name("dropped").exists():
+            try:
+                result = await _reuse(store, identity, path, clock=clock)
+            except (CorruptLog, sqlite3.Error, OSError, ValueError) as error:
+                logger.warning("dropping the former local copy %s: %s", path, error)
+            if result is not None:
+                continue
+        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+    return result
+
+
+async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) -> Restored | None:
+    replica = await asyncio.to_thread(Replica.open, path, clock=clock)
+    try:
+        system = replica.system()
+        epoch = int(system["epoch"])
+        name = names.wal(epoch) if epoch else names.snapshot(0)
+        asked_at = clock.boottime()
+        body = await store.get(name)
+        if body is None or system["cluster_id"] != identity.cluster_id:
+            raise CorruptLog(name, "the object of the local copy's epoch")
+        entry = codec.decode(body, name=name)
+        if replica.checksum != int(entry.metadata.state_checksum, 16):
+            raise CorruptLog(str(path), f"state checksum {entry.metadata.state_checksum}: the local copy is damaged")
+        found = await survey(store)
+        newest = epoch_of(found.snapshots[0]) if found.snapshots else 0
+        if found.head - epoch > _MAX_CATCH_UP and newest > epoch:
+            raise CorruptLog(str(path), f"an epoch near the head {found.head}, found {epoch}")
+        listed = await store.list(names.LOG_PREFIX, start_after=names.wal(epoch))
+        epochs = [info for info in listed if info.key.endswith(".wal")]
+        if epochs and epoch_of(epochs[0]) != epoch + 1:
+            raise CorruptLog(names.wal(epoch + 1), "the epoch after the local copy's")
+        size = found.snapshots[0].size_bytes if found.snapshots else 0
+        since = SinceSnapshot(newest, size, log_epochs=max(0, epoch - newest))
+        position = Position(epoch, entry.metadata.term, entry.sha256)
+        restored = Restored(replica, position, asked_at, entry.metadata, since)
+        await _catch_up(store, identity, restored, epochs)
+        return restored
+    except BaseException:
+        replica.close()
+        raise
