@@ -28,8 +28,13 @@ MAX_LINES = 400
 def repository_files() -> list[Path]:
     """What is, or could be, committed."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return sorted(file for name in listed.split("\0") if name and (file := ROOT / name).is_file())
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone: the source distribution
+        made = re.compile(r"(^|/)(\.git|\.venv[^/]*|\.servers|\.[a-z_]+_cache|\.hypothesis|__pycache__|dist)/")
+        names = (file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*"))
+        listed = [name for name in names if not made.search(name)]
+    return sorted(file for name in listed if name and (file := ROOT / name).is_file())
 
 
 def module_names() -> list[str]:
