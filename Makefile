@@ -61,10 +61,9 @@ suite:
 	$$venv/$(PYTEST) $(if $(filter quick,$(SUITE)),$(QUICK)) $(ARGS)
 
 lint: setup ## style, types, and that imports only run downwards
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=; for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+		echo "##### $$tool"; $(BIN)/$$tool || failed=1; \
+	done; test -z "$$failed"
 
 lock: .venv-uv/.done ## write requirements/ anew from pyproject.toml
 	$(COMPILE) pyproject.toml --group dev --output-file requirements/dev.txt
