@@ -39,8 +39,9 @@ demo: setup ## a cluster of four processes that loses its leader and goes on
 	$(BIN)/lbc demo
 
 test: setup servers ## all tests, on every CPython 3.11 to 3.14 of this machine
-	@suite=full; failed=; summary=; \
-	for version in $$(sh tools/pythons.sh); do \
+	@suite=full; failed=; summary=; versions=$$(sh tools/pythons.sh); \
+	test -n "$$versions" || { echo "No CPython 3.11 to 3.14 was found."; exit 1; }; \
+	for version in $$versions; do \
 		echo; echo "##### CPython $$version: $$suite suite"; \
 		if $(MAKE) --no-print-directory suite VERSION=$$version SUITE=$$suite; \
 		then result=passed; else result=FAILED; failed=1; fi; \
