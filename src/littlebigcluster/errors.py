@@ -16,7 +16,9 @@
     ├── NotAllowed            a statement that would break replication was refused
     ├── DeadlineExceeded      the time allowed for the call is over (also a TimeoutError)
     ├── SnapshotExpired       a read held its snapshot longer than `max_read_age`
-    └── DirectoryInUse        another node works in this directory
+    ├── DirectoryInUse        another node works in this directory
+    ├── PeerUnavailable       another node cannot be reached, or the connection to it broke
+    └── RequestTimeout        another node did not answer in time (also a TimeoutError)
 
 A class of its own exists only where a caller would act differently. Bad arguments raise `ValueError` or
 `TypeError` at the call, and errors of SQL are `sqlite3.Error`, as everywhere in Python.
@@ -122,3 +124,18 @@ class SnapshotExpired(LbcError):
 
 class DirectoryInUse(LbcError):
     """Another node, of this process or another, works in this directory."""
+
+
+class PeerUnavailable(LbcError):
+    """Another node cannot be reached, or the connection broke before its answer was complete.
+
+    `sent` is False when the request certainly never reached the other node, so that even a write may be sent again.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class RequestTimeout(LbcError, TimeoutError):
+    """Another node did not answer in time. It may have done what was asked, or still do it."""

@@ -1,0 +1,355 @@
+"""An HTTP/2 client of one peer: many requests in flight on one connection. `wreq` lies behind it.
+
+The contract that any client library must keep is `tests/net/contract`; run it before changing the version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import wreq
+from wreq import Method
+from wreq.exceptions import BuilderError
+from wreq.http2 import Http2Options
+from wreq.tls import CertStore, Identity, TlsVersion
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.errors import PeerUnavailable, RequestTimeout
+from littlebigcluster.net.tls import NodeIdentity
+
+_log = logging.getLogger(__name__)
+
+Body = bytes | AsyncIterator[bytes] | None
+
+_LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
+    value
+    for name in wreq.exceptions.__all__
+    if isinstance(value := getattr(wreq.exceptions, name), type) and value is not BuilderError
+)
+
+# The library tells in its message only whether the request had left. "Connect": there was no connection.
+# "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
+_NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
+_URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
+_WINDOW_BYTES = 1 << 20
+_CONNECTION_WINDOW_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete answer. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError when it is none."""
+        return json.loads(self.body)
+
+
+class ResetBudget:
+    """How many streams a client may reset.
+
+    A server takes many resets in a short time for an attack and closes the connection, with all that is on it
+    (h2corn: more than 200 in 10 s; others are of the same order). Half of that is left for streams, whose end
+    cannot wait.
+    """
+
+    def __init__(self, clock: Clock, *, limit: int = 100, window_seconds: float = 10.0) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._window_seconds = window_seconds
+        self._spent: deque[float] = deque(maxlen=limit)
+
+    def spend(self) -> bool:
+        """Count one reset; False, and nothing counted, when the budget is used up."""
+        now = self._clock.monotonic()
+        if len(self._spent) == self._limit and now - self._spent[0] < self._window_seconds:
+            return False
+        self._spent.append(now)
+        return True
+
+
+class StreamResponse:
+    """An answer whose body arrives piece by piece. Iterate over it once; pieces are cut anywhere."""
+
+    def __init__(self, response: wreq.Response, where: str, heartbeat_seconds: float | None) -> None:
+        self.status: int = response.status.as_int()
+        self.headers: Mapping[str, str] = _headers(response)
+        self.finished = False
+        self._where = where
+        self._heartbeat_seconds = heartbeat_seconds
+        self._pieces = response.stream()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece. Raises PeerUnavailable when the connection breaks, or when nothing came for the
+        heartbeat's time."""
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    piece = await self._pieces.__anext__()
+            except StopAsyncIteration:
+                self.finished = True
+                raise
+            except TimeoutError:
+                raise PeerUnavailable(
+                    f"{self._where}: no sign of life for {self._heartbeat_seconds:g} s", sent=True
+                ) from None
+            except _LIBRARY_ERRORS as error:
+                self.finished = True
+                raise _unavailable(self._where, error, sent=True) from None
+            if isinstance(piece, memoryview):
+                return bytes(piece)
+
+    async def read(self) -> bytes:
+        """All that is left of the body."""
+        return b"".join([piece async for piece in self])
+
+    async def _close(self) -> None:
+        await self._pieces.__aexit__(None, None, None)
+
+
+class Client:
+    """Talks to the peer at `base_url` ("https://host:port") over one connection, made when first needed and again
+    when it broke.
+
+    A vanished or frozen peer is noticed within `ping_seconds` + `ping_timeout_seconds`, on a quiet connection too.
+    The peer's certificate must be signed by one of the identity's authorities and name the host of `base_url`
+    (unless the identity says otherwise). Belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        tls: NodeIdentity | None,
+        clock: Clock,
+        connect_timeout_seconds: float = 2.0,
+        ping_seconds: float = 1.0,
+        ping_timeout_seconds: float = 2.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        scheme = "http" if tls is None else "https"
+        if not base_url.startswith(f"{scheme}://"):
+            raise ValueError(f"the URL of a peer must begin with {scheme}:// here, not {base_url!r}")
+        self.base_url = base_url.rstrip("/")
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._pings = (ping_seconds, ping_timeout_seconds)
+        self._headers = dict(headers or {})
+        self._library = self._open(tls)
+        self._resets = ResetBudget(clock)
+        self._calls: set[asyncio.Task[Response]] = set()
+        self._closed = False
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        timeout: float | None = 30.0,
+    ) -> Response:
+        """Send a request and read the whole answer, whatever its status, within `timeout` seconds.
+
+        Raises RequestTimeout when it is not complete in time, PeerUnavailable when the peer cannot be reached or
+        the connection broke, ValueError for a method, path or header that is not allowed. What an asynchronous
+        `body` raises comes out as it is.
+        """
+        call = asyncio.create_task(self._exchange(method, path, headers, body))
+        self._calls.add(call)
+        call.add_done_callback(self._call_ended)
+        try:
+            await asyncio.wait((call,), timeout=timeout)
+        except asyncio.CancelledError:
+            self._give_up(call, body)
+            raise
+        if not call.done():
+            self._give_up(call, body)
+            raise RequestTimeout(f"{method} {self.base_url}{path}: no complete answer after {timeout:g} s")
+        return call.result()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+        timeout: float | None = 30.0,
+        heartbeat: float | None = None,
+    ) -> AsyncIterator[StreamResponse]:
+        """Send a request and read the answer as it comes. Leaving the block ends the stream.
+
+        `timeout` (seconds) is for the head of the answer, `heartbeat` (seconds) for each next piece of its body. The
+        request's body may go on while the answer comes. Raises as `request` does.
+        """
+        where = f"{method} {self.base_url}{path}"
+        try:
+            async with asyncio.timeout(timeout):
+                raw = await self._send(method, path, headers, body)
+        except TimeoutError:
+            self._resets.spend()
+            raise RequestTimeout(f"{where}: no answer after {timeout:g} s") from None
+        except asyncio.CancelledError:
+            self._resets.spend()
+            raise
+        response = StreamResponse(raw, where, heartbeat)
+        try:
+            yield response
+        finally:
+            if not response.finished:
+                self._resets.spend()
+            await response._close()
+
+    async def get_json(self, path: str, **options: Any) -> Any:
+        """The JSON of a GET. Raises ValueError for a status other than 2xx, and as `request`."""
+        return _json_of(await self.request("GET", path, **options), f"GET {self.base_url}{path}")
+
+    async def post_json(self, path: str, value: Any, **options: Any) -> Any:
+        """POST `value` as JSON and return the JSON answered. Raises as `get_json`."""
+        headers = {"content-type": "application/json", **(options.pop("headers", None) or {})}
+        body = json.dumps(value, separators=(",", ":")).encode()
+        response = await self.request("POST", path, headers=headers, body=body, **options)
+        return _json_of(response, f"POST {self.base_url}{path}")
+
+    def reload(self, tls: NodeIdentity) -> None:
+        """Use another identity for what is sent from now on; what is in flight ends on the old connection."""
+        self._library = self._open(tls)
+
+    async def close(self) -> None:
+        """Give up whatever is in flight and close the connection."""
+        self._closed = True
+        for call in self._calls:
+            call.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls)
+        self._library.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _exchange(self, method: str, path: str, headers: Mapping[str, str] | None, body: Body) -> Response:
+        raw = await self._send(method, path, headers, body)
+        try:
+            content = bytes(await raw.bytes())
+        except _LIBRARY_ERRORS as error:
+            raise _unavailable(f"{method} {self.base_url}{path}", error, sent=True) from None
+        return Response(raw.status.as_int(), _headers(raw), content)
+
+    async def _send(self, method: str, path: str, headers: Mapping[str, str] | None, body: Body) -> wreq.Response:
+        where = f"{method} {self.base_url}{path}"
+        if self._closed:
+            raise PeerUnavailable(f"{where}: the client is closed", sent=False)
+        verb: Method | None = getattr(Method, method, None)
+        if verb is None or not path.startswith("/"):
+            raise ValueError(f"not a request: {method!r} {path!r}")
+        options: dict[str, Any] = {}
+        upload = None
+        if isinstance(body, bytes):
+            options["body"] = body
+        elif body is not None:
+            upload = _Upload(body)
+            options["body"] = upload.pieces()
+        if headers or self._headers:
+            options["headers"] = {**self._headers, **(headers or {})}
+        try:
+            return await self._library.request(verb, self.base_url + path, **options)
+        except _LIBRARY_ERRORS as error:
+            if upload is not None and upload.error is not None:
+                raise upload.error from None
+            raise _unavailable(where, error, sent=not _NEVER_SENT.search(str(error))) from None
+        except (BuilderError, RuntimeError) as error:
+            raise ValueError(f"{where}: {str(error)[:200]}") from None
+
+    def _give_up(self, call: asyncio.Task[Response], body: Body) -> None:
+        """Reset the call's stream, or, when that was done too often, let the answer come and drop it."""
+        uploads = body is not None and not isinstance(body, bytes)
+        if self._resets.spend() or uploads:
+            call.cancel()
+
+    def _call_ended(self, call: asyncio.Task[Response]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # an abandoned call's error has nobody to go to
+
+    def _open(self, tls: NodeIdentity | None) -> wreq.Client:
+        interval, patience = (timedelta(seconds=value) for value in self._pings)
+        secrets: dict[str, Any] = {}
+        if tls is not None:
+            secrets = {
+                "tls_verify": CertStore.from_pem_stack(tls.ca_bundle_pem.encode()),
+                "tls_verify_hostname": tls.check_hostname,
+                "tls_identity": Identity.from_pkcs8_pem(tls.cert_pem.encode(), tls.key_pem.encode()),
+                "tls_min_version": TlsVersion.TLS_1_3,
+            }
+        return wreq.Client(
+            http2_only=True,
+            http2_options=Http2Options(
+                keep_alive_interval=interval,
+                keep_alive_timeout=patience,
+                keep_alive_while_idle=True,
+                initial_window_size=_WINDOW_BYTES,
+                initial_connection_window_size=_CONNECTION_WINDOW_BYTES,
+            ),
+            no_proxy=True,
+            connect_timeout=timedelta(seconds=self._connect_timeout_seconds),
+            tcp_user_timeout=timedelta(seconds=4),
+            pool_idle_timeout=timedelta(days=365),
+            gzip=False,
+            brotli=False,
+            deflate=False,
+            zstd=False,
+            **secrets,
+        )
+
+
+class _Upload:
+    """Keeps the error of a body that fails half way: the library only says that the body failed."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self.error: Exception | None = None
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for piece in self._body:
+                yield piece
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _headers(response: wreq.Response) -> dict[str, str]:
+    return {str(name, "ascii"): str(value, "latin-1") for name, value in response.headers}
+
+
+def _unavailable(where: str, error: Exception, *, sent: bool) -> PeerUnavailable:
+    reason = _URL_IN_MESSAGE.sub("", str(error))[:300]
+    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent)
+
+
+def _json_of(response: Response, where: str) -> Any:
+    if not 200 <= response.status < 300:
+        raise ValueError(f"{where} answered {response.status}: {response.body[:200]!r}")
+    return response.json()
