@@ -1,3 +1,72 @@
-"""LittleBigCluster: cluster applications on nothing but an object store."""
+"""LittleBigCluster: cluster applications on nothing but an object store.
+
+    import littlebigcluster as lbc
+
+    cluster = lbc.Cluster("s3://bucket/prefix")
+    await cluster.init("lol")
+    async with cluster.join(az="AZ0", can_lead=True) as node:
+        await node.wait_until_leader()
+        await node.execute("CREATE TABLE job(id INTEGER PRIMARY KEY, name TEXT)")
+"""
+
+from littlebigcluster.cluster import Cluster, Join, Node, Result
+from littlebigcluster.database import Done, Pending
+from littlebigcluster.epochs import Leader
+from littlebigcluster.errors import (
+    Aborted,
+    AlreadyInitialized,
+    CorruptLog,
+    DeadlineExceeded,
+    DirectoryInUse,
+    EpochTooLarge,
+    Fenced,
+    FormatTooNew,
+    LbcError,
+    NotAllowed,
+    NotInitialized,
+    NotLeader,
+    OutcomeUnknown,
+    PeerUnavailable,
+    RequestTimeout,
+    SnapshotExpired,
+    StoreUnavailable,
+    UnsafeStore,
+    WrongCluster,
+)
+from littlebigcluster.settings import ClusterSettings, NodeSettings
+from littlebigcluster.watch import Watch
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Aborted",
+    "AlreadyInitialized",
+    "Cluster",
+    "ClusterSettings",
+    "CorruptLog",
+    "DeadlineExceeded",
+    "DirectoryInUse",
+    "Done",
+    "EpochTooLarge",
+    "Fenced",
+    "FormatTooNew",
+    "Join",
+    "LbcError",
+    "Leader",
+    "Node",
+    "NodeSettings",
+    "NotAllowed",
+    "NotInitialized",
+    "NotLeader",
+    "OutcomeUnknown",
+    "PeerUnavailable",
+    "Pending",
+    "RequestTimeout",
+    "Result",
+    "SnapshotExpired",
+    "StoreUnavailable",
+    "UnsafeStore",
+    "Watch",
+    "WrongCluster",
+    "__version__",
+]

@@ -37,6 +37,9 @@ class ClusterSettings:
     compression: Compression = "zstd"
     """How the objects of the log are stored. "none" saves CPU and costs storage and transfer."""
 
+    foreign_keys: bool = False
+    """Whether foreign keys are enforced (SQLite's `PRAGMA foreign_keys`, which is off by default there too)."""
+
     def __post_init__(self) -> None:
         if self.page_size not in PAGE_SIZES:
             raise ValueError(f"page_size must be one of {PAGE_SIZES}, not {self.page_size!r}")

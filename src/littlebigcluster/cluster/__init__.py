@@ -1,1 +1,7 @@
-"""."""
+"""Puts it together: the public `Cluster` and `Node`."""
+
+from littlebigcluster.cluster.cluster import Cluster, Join
+from littlebigcluster.cluster.node import Node
+from littlebigcluster.cluster.statements import Result
+
+__all__ = ["Cluster", "Join", "Node", "Result"]

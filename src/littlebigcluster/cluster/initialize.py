@@ -20,7 +20,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def check_id(cluster_id: str) -> str:
     """Raises ValueError unless `cluster_id` is 1 to 100 letters, digits, dots, dashes or underscores."""
-    if not isinstance(cluster_id, str) or not _ID.fullmatch(cluster_id):
+    if not _ID.fullmatch(cluster_id):
         raise ValueError(
             f"a cluster id is 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit,"
             f" not {cluster_id!r}"

@@ -1,1 +1,31 @@
-"""."""
+"""SQLite on one node: the replica that is read, the primary that a leader writes."""
+
+from littlebigcluster.database.checksum import StateChecksum
+from littlebigcluster.database.initial import write_initial_database
+from littlebigcluster.database.pages import PageSource
+from littlebigcluster.database.pending import Batch, Done, Pending
+from littlebigcluster.database.primary import Primary
+from littlebigcluster.database.readers import Readers
+from littlebigcluster.database.replica import Replica, StateMismatch
+from littlebigcluster.database.versions import check_sqlite_version, required_sqlite_version
+from littlebigcluster.database.wal import Wal, WalError, parse
+from littlebigcluster.database.writer import Writer
+
+__all__ = [
+    "Batch",
+    "Done",
+    "PageSource",
+    "Pending",
+    "Primary",
+    "Readers",
+    "Replica",
+    "StateChecksum",
+    "StateMismatch",
+    "Wal",
+    "WalError",
+    "Writer",
+    "check_sqlite_version",
+    "parse",
+    "required_sqlite_version",
+    "write_initial_database",
+]

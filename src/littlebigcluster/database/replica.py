@@ -89,6 +89,11 @@ class Replica:
         return cls(path.absolute(), clock, checksum)
 
     @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    @property
     def database_pages(self) -> int:
         """The number of pages."""
         return self._checksum.database_pages

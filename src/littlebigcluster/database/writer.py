@@ -42,6 +42,7 @@ class _Closing:
     after: int  # so many submitted transactions were before it
     deadline: float
     stamp: Stamp
+    always: bool
 
 
 class Writer:
@@ -115,18 +116,24 @@ class Writer:
         """Until something is queued, or executed and not handed over in a batch."""
         await self._work.wait()
 
-    async def close_batch(self, stamp: Stamp) -> Batch:
+    @property
+    def has_work(self) -> bool:
+        """Something is queued, or executed and not handed over in a batch."""
+        return self._work.is_set()
+
+    async def close_batch(self, stamp: Stamp, *, always: bool = False) -> Batch:
         """All that was submitted before this call, executed; or less, if that is too much.
 
-        If something has changed, the rows that `stamp`, called in the thread with the number of transactions,
-        gives are written to the system table with it. When cancelled, the next call returns the same batch.
+        If something has changed, or `always`, the rows that `stamp`, called in the thread with the number of
+        transactions, gives are written to the system table with it. When cancelled, the next call returns the same batch.
         Raises what the writer was stopped with.
         """
         if self._stopped_by is not None:
             raise self._stopped_by()
         if self._closing is None:
             self._closing = self._loop.create_future()
-            self._closings.put(_Closing(self._submitted, self._clock.monotonic() + self._batch_seconds, stamp))
+            deadline = self._clock.monotonic() + self._batch_seconds
+            self._closings.put(_Closing(self._submitted, deadline, stamp, always))
             self._queue.put(None)
         batch = await asyncio.shield(self._closing)
         self._closing = None
@@ -271,7 +278,7 @@ class Writer:
                 closing = self._closings.get()  # when full, nothing is begun until somebody asks for a batch
                 continue
             if closing is not None and (full or begun >= closing.after or self._clock.monotonic() >= closing.deadline):
-                self._post(self._deliver, self._take(primary, closing.stamp, changed, executed))
+                self._post(self._deliver, self._take(primary, closing, changed, executed))
                 closing, changed, executed = None, 0, []
                 continue
             pending = self._queue.get()
@@ -315,10 +322,10 @@ class Writer:
             self._post(pending._wake_peeking)
         return True
 
-    def _take(self, primary: Primary, stamp: Stamp, changed: int, executed: list[Pending[Any]]) -> Batch:
-        if not primary.pending_bytes:
+    def _take(self, primary: Primary, closing: _Closing, changed: int, executed: list[Pending[Any]]) -> Batch:
+        if not primary.pending_bytes and not closing.always:
             return Batch(None, 0, None, executed, self)
-        rows = stamp(changed)
+        rows = closing.stamp(changed)
         primary.system(**rows)
         self._check_size_at = self._batch_bytes
         return Batch(primary.take(), changed, rows.get("epoch"), executed, self)

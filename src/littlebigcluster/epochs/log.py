@@ -20,7 +20,8 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
-from littlebigcluster.store import Mine, Resolution, Store, Theirs, Unresolved, backoff_seconds, put_if_absent
+from littlebigcluster.store import Mine, Resolution, Store, Theirs, Unresolved, put_if_absent
+from littlebigcluster.store.retry import backoff_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -105,6 +105,7 @@ class Identity:
             "created_at": self.created_at.isoformat(),
             "page_size": self.settings.page_size,
             "compression": self.settings.compression,
+            "foreign_keys": self.settings.foreign_keys,
         }
         return json.dumps(value, indent=2).encode() + b"\n"
 
@@ -119,7 +120,11 @@ class Identity:
                     f"the cluster has format version {version}; this version of LittleBigCluster reads up to"
                     f" {FORMAT_VERSION}: upgrade this node"
                 )
-            settings = ClusterSettings(page_size=value["page_size"], compression=value["compression"])
+            settings = ClusterSettings(
+                page_size=value["page_size"],
+                compression=value["compression"],
+                foreign_keys=value["foreign_keys"],
+            )
             return cls(str(value["cluster_id"]), datetime.fromisoformat(value["created_at"]), settings)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptLog(name, f"the identity of a cluster ({error!r})") from error

@@ -1,1 +1,10 @@
-"""."""
+"""Who may write: the pure decision core, and the loops around it."""
+
+from littlebigcluster.roles.decisions import Timing
+from littlebigcluster.roles.follower import Follower
+from littlebigcluster.roles.leader import Leadership
+from littlebigcluster.roles.local import LocalCopy
+from littlebigcluster.roles.restore import Restored, SinceSnapshot, restore
+from littlebigcluster.roles.strong import SharedProof
+
+__all__ = ["Follower", "Leadership", "LocalCopy", "Restored", "SharedProof", "SinceSnapshot", "Timing", "restore"]

@@ -8,8 +8,8 @@ only then acknowledged. Fenced means that the primary is thrown away; there is n
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Batch, Primary, Wal, Writer, parse
 from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, codec, names
-from littlebigcluster.errors import Fenced, LbcError, NotLeader, OutcomeUnknown, StoreUnavailable
+from littlebigcluster.errors import Aborted, Fenced, NotLeader, OutcomeUnknown, StoreUnavailable
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.snapshotter import Snapshotter
@@ -25,6 +25,10 @@ from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
+
+_TURNS = 3
+"""Turns of the event loop in which those who were answered can write again."""
+_THREAD_SECONDS = 1.0
 
 
 class Leadership:
@@ -44,18 +48,21 @@ class Leadership:
         directory: Path,
         clock: Clock,
         on_epoch: Callable[[Metadata], None],
+        on_leading: Callable[[], None],
     ) -> None:
         self._store, self._local, self._settings, self._identity = store, local, settings, identity
-        self._me, self._directory, self._clock, self._on_epoch = me, directory, clock, on_epoch
+        self._me, self._directory, self._clock = me, directory, clock
+        self._on_epoch, self._on_leading = on_epoch, on_leading
         self.term = local.log.position.term + 1
         self.writer: Writer | None = None
         """Takes writes while this node leads; None before and after."""
         self._beacons = 0
-        self._stop = asyncio.Event()
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def stop(self) -> None:
         """Finish what is there, release the leadership, and end."""
-        self._stop.set()
+        if not self._stopping.done():
+            self._stopping.set_result(None)
 
     async def run(self) -> bool:
         """Claim, lead, and end; False when the claim was lost. On return another may lead, or nobody does.
@@ -64,58 +71,143 @@ class Leadership:
         """
         writer = await self._new_writer()
         try:
-            if not await self._commit(await self._close_batch(writer, leader=self._me, force=True), writer):
+            if not await self._write_system(writer, leader=self._me):
                 return False
             logger.info("leading since epoch %d, term %d", self._local.epoch.value, self.term)
             self.writer = writer
+            self._on_leading()
+            snapshotter = Snapshotter(
+                self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
+            )
             async with asyncio.TaskGroup() as group:
-                snapshots = Snapshotter(
-                    self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
-                )
-                background = group.create_task(snapshots.run())
+                background = group.create_task(snapshotter.run())
                 try:
                     await self._lead()
                 finally:
                     background.cancel()
             return True
         finally:
-            writer, self.writer = self.writer or writer, None
-            await self._drop(writer, lambda: NotLeader("this node does not lead any more; the write is not written"))
+            last, self.writer = self.writer or writer, None
+            await self._discard(last, lambda: NotLeader("this node does not lead any more; the write is not written"))
 
     async def _lead(self) -> None:
         """Write batches and beacons until fenced or stopped."""
+        now = self._clock.monotonic
         interval = seconds(self._settings.epoch_interval)
-        pacing = TokenBucket.full(interval, self._settings.epoch_burst, self._clock.monotonic())
+        pacing = TokenBucket.full(interval, self._settings.epoch_burst, now())
         beacon_interval = seconds(self._settings.leader_timeout) / 3
-        quiet_since = self._clock.monotonic()
+        beacon_at = now() + beacon_interval
         while True:
-            assert self.writer is not None
-            if self.writer.broken is not None:
-                self.writer = await self._replace_writer(self.writer)
-            due = quiet_since + beacon_interval - self._clock.monotonic()
-            await self._wait(self.writer.wait_work(), due)
-            if self._stop.is_set():
-                return await self._release(self.writer)
-            if self.writer.has_work:
-                await self._wait(None, pacing.delay(self._clock.monotonic()))
-                pacing.take(self._clock.monotonic())
-                if not await self._commit(await self._close_batch(self.writer), self.writer):
+            writer = self.writer
+            assert writer is not None
+            await self._wait(writer, for_work=True, timeout=beacon_at - now())
+            if writer.broken.done():
+                self.writer = await self._replace(writer)
+            elif self._stopping.done():
+                return await self._release(writer)
+            elif writer.has_work:
+                await self._wait(writer, for_work=False, timeout=pacing.delay(now()))
+                pacing.take(now())
+                if not await self._write(writer):
                     return None
-                quiet_since = self._clock.monotonic()
-            elif self._clock.monotonic() - quiet_since >= beacon_interval:
+                beacon_at = now() + beacon_interval
+            elif now() >= beacon_at:
                 if not await self._show_life():
                     return None
-                quiet_since = self._clock.monotonic()
+                beacon_at = now() + beacon_interval
 
-    async def _close_batch(self, writer: Writer, *, leader: Leader | None = None, claim: bool = False) -> Batch:
-        """What was written since the last batch, stamped as the next epoch."""
-        stamp = self._stamp()
-        if claim:
-            stamp |= {"term": self.term, "leader": json.dumps(self._me.to_json())}
-        return await writer.close_batch(stamp, force=claim)
+    async def _wait(self, writer: Writer, *, for_work: bool, timeout: float) -> None:
+        """Until there is work, if asked for, or the writer breaks, or it is time to stop, or `timeout` is over."""
+        if timeout <= 0 or (for_work and writer.has_work):
+            return
+        waits: list[asyncio.Future[Any]] = [writer.broken, self._stopping]
+        work = asyncio.create_task(writer.wait_work()) if for_work else None
+        if work is not None:
+            waits.append(work)
+        try:
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if work is not None:
+                work.cancel()
+
+    async def _write(self, writer: Writer) -> bool:
+        """Make what was written so far durable; False when this node is fenced."""
+        try:
+            batch = await writer.close_batch(lambda _: self._stamp())
+        except Aborted:
+            return True  # the writer broke; it is replaced next
+        durable = await self._commit(batch, leader=self._me)
+        # Those who were just answered may go on writing: let them, before the next batch is closed.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        return durable
+
+    async def _write_system(self, writer: Writer, *, leader: Leader | None) -> bool:
+        """An epoch that changes who leads, with whatever was written before it; False when this node is fenced."""
+        text = json.dumps(leader.to_json()) if leader else None
+        batch = await writer.close_batch(
+            lambda _: {**self._stamp(), "term": self.term, "leader": text}, always=True
+        )
+        return await self._commit(batch, leader=leader)
 
     def _stamp(self) -> dict[str, Any]:
         return {"epoch": self._local.epoch.value + 1, "last_update": self._clock.now().isoformat()}
+
+    async def _release(self, writer: Writer) -> None:
+        """The last epoch of this leadership: it holds what was still waiting, and names no leader."""
+        try:
+            if await self._write_system(writer, leader=None):
+                logger.info("released the leadership in epoch %d", self._local.epoch.value)
+        except Aborted:
+            logger.warning("the leadership could not be released; a standby takes over after leader_timeout")
+
+    async def _show_life(self) -> bool:
+        """Write the beacon, and look whether somebody else has gone on; False when fenced."""
+        position = self._local.log.position
+        self._beacons += 1
+        beacon = Beacon(self._identity.cluster_id, self.term, position.epoch, self._beacons)
+        try:
+            await self._store.put(names.BEACON, beacon.encode())
+            return await self._local.log.is_head()
+        except StoreUnavailable as error:
+            logger.warning("cannot show a sign of life: %s", error)
+            return True
+
+    async def _new_writer(self) -> Writer:
+        """A writer on a fresh primary, made from the replica."""
+        image, _, _ = await self._local.image()
+        path = self._directory / f"primary-{self._clock.token(8).hex()}" / "primary.db"
+
+        def make() -> Primary:
+            path.parent.mkdir()
+            with image:
+                return Primary.create(
+                    path,
+                    image,
+                    clock=self._clock,
+                    max_epoch_bytes=self._settings.max_epoch_bytes,
+                    foreign_keys=self._identity.settings.foreign_keys,
+                )
+
+        writer = Writer(
+            make,
+            clock=self._clock,
+            transaction_timeout=seconds(self._settings.transaction_timeout),
+            max_queued_writes=self._settings.max_queued_writes,
+        )
+        await writer.start()
+        return writer
+
+    async def _replace(self, writer: Writer) -> Writer:
+        """The primary is lost, and all that was not sent with it. What is durable is in the replica."""
+        logger.warning("making a new primary: %s", writer.broken.result())
+        await self._discard(writer, lambda: Aborted("the primary was lost; the write is not written"))
+        return await self._new_writer()
+
+    async def _discard(self, writer: Writer, error_factory: Callable[[], Exception]) -> None:
+        writer.stop(error_factory)
+        if not await writer.close(timeout=_THREAD_SECONDS):
+            logger.warning("a transaction function still runs; its thread is left behind")
 
     async def _commit(self, batch: Batch, *, leader: Leader | None) -> bool:
         """Make a batch durable and acknowledge it; False when this node is fenced.
@@ -134,7 +226,8 @@ class Leadership:
             batch.fail(lambda: OutcomeUnknown(f"the node stopped before the fate of epoch {epoch} was known", epoch=epoch))
             raise
         except StoreUnavailable as error:
-            batch.fail(lambda: StoreUnavailable(f"not written: {error}", transient=error.transient))
+            message, transient = f"not written: {error}", error.transient
+            batch.fail(lambda: StoreUnavailable(message, transient=transient))
             raise
         if not isinstance(outcome, Appended):
             batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))

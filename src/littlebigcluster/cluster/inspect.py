@@ -1,0 +1,166 @@
+"""A cluster seen from outside: what its objects say, for tools that read without joining."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.database import read_guard
+from littlebigcluster.epochs import (
+    Beacon,
+    Identity,
+    Leader,
+    Metadata,
+    epoch_of,
+    in_order,
+    names,
+    read_identity,
+    read_metadata,
+    survey,
+    survey_all,
+)
+from littlebigcluster.errors import NotInitialized
+from littlebigcluster.roles import restore
+from littlebigcluster.store import Store
+
+_WINDOW = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A cluster as its objects tell it, at one moment. Whether the leader is alive they cannot say."""
+
+    store: str
+    identity: Identity
+    format_version: int
+    """Of the newest object."""
+    epoch: int
+    term: int
+    leader: Leader | None
+    """None when nobody has led yet, or the last one has released the leadership."""
+    last_update: datetime
+    """When the newest epoch was written, by its writer's clock."""
+    snapshot_epoch: int
+    snapshot_bytes: int
+    log_epochs: int
+    """Epochs after the snapshot: what a join fetches besides it."""
+    log_bytes: int
+    database_bytes: int
+    beacon: Beacon | None
+    """The last sign of life of an idle leader, if there ever was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """An epoch without its content."""
+
+    metadata: Metadata
+    size_bytes: int
+    """Of the whole object, as it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The result of a query."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+class Head:
+    """The database at the head of the log, restored to a temporary place. Read-only."""
+
+    def __init__(self, connection: sqlite3.Connection, identity: Identity, metadata: Metadata) -> None:
+        self._connection, self.identity, self.metadata = connection, identity, metadata
+        self._guard = read_guard()
+        self._guard.install(connection)
+
+    async def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        """Run one statement; cancelling interrupts it. Raises sqlite3.Error, NotAllowed."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._query, sql, parameters))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._connection.interrupt()
+            await asyncio.wait([work])
+            raise
+
+    def _query(self, sql: str, parameters: Sequence[Any]) -> Rows:
+        try:
+            cursor = self._connection.execute(sql, parameters)
+            rows = cursor.fetchall()
+        except sqlite3.Error as error:
+            raise self._guard.translate(error) from error
+        return Rows([column[0] for column in cursor.description or ()], rows)
+
+
+async def status(store: Store, *, expected_id: str | None = None) -> Status:
+    """What the objects say, by a handful of small requests.
+
+    Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable.
+    """
+    identity = await read_identity(store, expected_id=expected_id)
+    found = await survey(store)
+    if not found.snapshots:
+        raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
+    snapshot = found.snapshots[0]
+    since = [info for info in found.epochs if epoch_of(info) > epoch_of(snapshot)]
+    newest = await read_metadata(store, since[-1].key if since else snapshot.key)
+    beacon = Beacon.decode(await store.get(names.BEACON))
+    return Status(
+        store=store.url,
+        identity=identity,
+        format_version=newest.format_version,
+        epoch=newest.epoch,
+        term=newest.term,
+        leader=newest.leader,
+        last_update=newest.created_at,
+        snapshot_epoch=epoch_of(snapshot),
+        snapshot_bytes=snapshot.size_bytes,
+        log_epochs=len(since),
+        log_bytes=sum(info.size_bytes for info in since),
+        database_bytes=newest.database_pages * newest.page_size,
+        beacon=beacon if beacon is not None and beacon.cluster_id == identity.cluster_id else None,
+    )
+
+
+async def history(store: Store, *, limit: int | None, expected_id: str | None = None) -> AsyncIterator[LogEntry]:
+    """The last `limit` epochs of the log, or all that are retained, oldest first.
+
+    Raises what `status` raises.
+    """
+    await read_identity(store, expected_id=expected_id)
+    if limit is None:
+        infos = (await survey_all(store)).epochs
+    else:
+        head = (await survey(store)).head
+        listed = await store.list(names.LOG_PREFIX, start_after=names.wal(max(0, head - limit)))
+        infos = [info for info in listed if info.key.endswith(".wal")][-limit:]
+    reads = (read_metadata(store, info.key) for info in infos)
+    sizes = iter(infos)
+    async for metadata in in_order(reads, window=_WINDOW):
+        yield LogEntry(metadata, next(sizes).size_bytes)
+
+
+@contextlib.asynccontextmanager
+async def head(store: Store, *, expected_id: str | None = None, clock: Clock) -> AsyncIterator[Head]:
+    """Restore the newest state to a temporary directory and read it there. Raises what `status` raises."""
+    identity = await read_identity(store, expected_id=expected_id)
+    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
+        restored = await restore(store, identity, Path(directory), clock=clock)
+        try:
+            connection = restored.replica.connect()
+            try:
+                yield Head(connection, identity, restored.metadata)
+            finally:
+                connection.close()
+        finally:
+            restored.replica.close()
