@@ -1,1 +1,34 @@
-"""."""
+"""HTTP/2 and TLS. Knows nothing of clusters: a server, a client of one peer, certificates, addresses."""
+
+from littlebigcluster.net.address import format_address, is_loopback, is_wildcard, parse_address, reachable_host
+from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
+from littlebigcluster.net.client import Client, Response, StreamResponse
+from littlebigcluster.net.routes import Answer, Refused, Request, Router
+from littlebigcluster.net.server import Server
+from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name
+
+__all__ = [
+    "ASGIApp",
+    "Answer",
+    "Authority",
+    "Client",
+    "Message",
+    "NodeIdentity",
+    "PeerName",
+    "Receive",
+    "Refused",
+    "Request",
+    "Response",
+    "Router",
+    "Scope",
+    "Send",
+    "Server",
+    "StreamResponse",
+    "bundle",
+    "format_address",
+    "is_loopback",
+    "is_wildcard",
+    "parse_address",
+    "peer_name",
+    "reachable_host",
+]

@@ -1,0 +1,157 @@
+"""A very small ASGI application: handlers by method and path, JSON in and out, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+from littlebigcluster.net.asgi import Receive, Scope, Send
+from littlebigcluster.net.tls import PeerName, peer_name
+
+JSON = {"content-type": "application/json"}
+
+
+class Refused(Exception):  # noqa: N818
+    """Raised by a handler to answer with an error status and a sentence for the caller."""
+
+    def __init__(self, status: int, reason: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler returns: a body, or pieces of one as they come. Header names are in lower case."""
+
+    body: bytes | AsyncIterator[bytes] = b""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+        body = json.dumps(value, separators=(",", ":")).encode()
+        return cls(body, status, {**JSON, **(headers or {})})
+
+
+class Request:
+    """One request, as a handler sees it."""
+
+    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+
+    @property
+    def peer(self) -> PeerName | None:
+        """Who asks, by the certificate."""
+        return peer_name(self.scope)
+
+    def header(self, name: str, default: str | None = None) -> str | None:
+        """The first header of this (lower-case) name."""
+        wanted = name.encode()
+        found = (value for key, value in self.scope["headers"] if key == wanted)
+        return next((value.decode("latin-1") for value in found), default)
+
+    def query(self) -> dict[str, str]:
+        """The parameters after the "?"; the last one counts. Raises Refused for too many."""
+        try:
+            values = parse_qs(self.scope["query_string"].decode(), keep_blank_values=True, max_num_fields=50)
+        except ValueError:
+            raise Refused(400, "the query cannot be read") from None
+        return {name: each[-1] for name, each in values.items()}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes, without a limit. Ends early, with ConnectionError, when the client leaves."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left")
+            if body := message.get("body"):
+                yield body
+            if not message.get("more_body"):
+                return
+
+    async def body(self) -> bytes:
+        """The whole body. Raises Refused (413) when it is larger than the router's limit."""
+        parts, size_bytes = [], 0
+        async for chunk in self.chunks():
+            size_bytes += len(chunk)
+            if size_bytes > self._max_body_bytes:
+                raise Refused(413, f"the body is larger than {self._max_body_bytes} bytes")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def json(self) -> dict[str, Any]:
+        """The body, a JSON object. Raises Refused (400) when it is none."""
+        try:
+            value = json.loads(await self.body())
+        except (ValueError, RecursionError):
+            raise Refused(400, "the body is not valid JSON") from None
+        if not isinstance(value, dict):
+            raise Refused(400, "the body must be a JSON object")
+        return value
+
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+class Router:
+    """Sends each request to the handler of its path and method.
+
+    A path that ends in "/" stands for everything below it, too; the longest that fits is taken. Refusals are
+    answered as JSON, `{"error": reason}`.
+    """
+
+    def __init__(self, *, max_body_bytes: int = 1 << 20) -> None:
+        self._routes: dict[str, dict[str, Handler]] = {}
+        self._max_body_bytes = max_body_bytes
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        self._routes.setdefault(path, {})[method] = handler
+
+    def knows(self, path: str) -> bool:
+        return self._methods(path) is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"this application speaks HTTP only, not {scope['type']}")
+        try:
+            answer = await self._handler(scope)(Request(scope, receive, self._max_body_bytes))
+        except Refused as refusal:
+            answer = Answer.json({"error": refusal.reason}, refusal.status, refusal.headers)
+        await send_answer(answer, send)
+
+    def _methods(self, path: str) -> dict[str, Handler] | None:
+        if path in self._routes:
+            return self._routes[path]
+        below = (route for route in self._routes if route.endswith("/") and path.startswith(route))
+        longest = max(below, key=len, default=None)
+        return None if longest is None else self._routes[longest]
+
+    def _handler(self, scope: Scope) -> Handler:
+        methods = self._methods(scope["path"])
+        if methods is None:
+            raise Refused(404, "there is nothing at this path")
+        if scope["method"] not in methods:
+            allowed = ", ".join(sorted(methods))
+            raise Refused(405, f"allowed here: {allowed}", headers={"allow": allowed})
+        return methods[scope["method"]]
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    """Send an answer over ASGI. A piece goes out when the client has room for it."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if isinstance(answer.body, bytes):
+        await send({"type": "http.response.body", "body": answer.body})
+        return
+    async for piece in answer.body:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
