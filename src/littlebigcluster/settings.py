@@ -74,9 +74,6 @@ class NodeSettings:
     """Seconds for which a known position in the log proves that an absent next epoch means the head. Must
     stay far below the shortest retention (1 hour)."""
 
-    store_timeout: Duration = 10.0
-    """Seconds after which a single request to the store is given up (larger objects get more)."""
-
     write_timeout: Duration = 30.0
     """Seconds a write waits, in the queue and for durability, before `await` gives up on it."""
 
@@ -119,7 +116,7 @@ class NodeSettings:
                 raise ValueError(f"{field.name} must be positive, not {value!r}")
         if self.directory is not None:
             object.__setattr__(self, "directory", Path(self.directory))
-        for name in ("leader_timeout", "poll_interval", "fence_validity", "store_timeout"):
+        for name in ("leader_timeout", "poll_interval", "fence_validity"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be positive")
         if seconds(self.fence_validity) > 1800:

@@ -1,7 +1,8 @@
 """Puts it together: the public `Cluster` and `Node`."""
 
 from littlebigcluster.cluster.cluster import Cluster, Join
+from littlebigcluster.cluster.inspect import Head, LogEntry, Rows, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.statements import Result
 
-__all__ = ["Cluster", "Join", "Node", "Result"]
+__all__ = ["Cluster", "Head", "Join", "LogEntry", "Node", "Result", "Rows", "Status"]

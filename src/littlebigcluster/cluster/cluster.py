@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from types import TracebackType
 from typing import Any
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import inspect
 from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
+from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.epochs import names, read_identity
-from littlebigcluster.settings import ClusterSettings, NodeSettings, seconds
+from littlebigcluster.settings import ClusterSettings, NodeSettings
 from littlebigcluster.store import Location, Store, open_store, probe_exists
 
 
@@ -25,14 +26,19 @@ class Cluster:
     """
 
     def __init__(
-        self, location: Location | Store, *, id: str | None = None, clock: Clock | None = None, store_timeout: float = 10.0
+        self,
+        location: Location | Store,
+        *,
+        id: str | None = None,
+        clock: Clock | None = None,
+        store_timeout: float = 10.0,
     ) -> None:
         self._clock = clock or Clock()
         self._id = None if id is None else check_id(id)
         if isinstance(location, Store):
             self._store: Store = location
         else:
-            self._store = open_store(location, timeout_seconds=store_timeout, clock=self._clock)
+            self._store = open_store(location, timeout_seconds=seconds(store_timeout), clock=self._clock)
 
     def __repr__(self) -> str:
         return f"Cluster({self._store.url!r})"
@@ -61,6 +67,25 @@ class Cluster:
         if not isinstance(az, str):
             raise TypeError(f"az is a string, not {az!r}")
         return Join(self._store, self._id, settings or NodeSettings(), az=az, can_lead=can_lead, clock=self._clock)
+
+    async def status(self) -> Status:
+        """What the objects in the store say about the cluster, without joining it.
+
+        Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable.
+        """
+        return await inspect.status(self._store, expected_id=self._id)
+
+    def history(self, *, limit: int | None = None) -> AsyncIterator[LogEntry]:
+        """The last `limit` epochs of the log without their content, or all that are retained; the newest last.
+
+        Raises what `status` raises.
+        """
+        return inspect.history(self._store, limit=limit, expected_id=self._id)
+
+    def head(self) -> AbstractAsyncContextManager[Head]:
+        """`async with cluster.head() as head` restores the newest state to a temporary place, to be read there
+        without joining. Raises what `status` raises."""
+        return inspect.head(self._store, expected_id=self._id, clock=self._clock)
 
 
 class Join:

@@ -41,7 +41,9 @@ async def initialize(store: Store, cluster_id: str, settings: ClusterSettings, *
     # Whoever has created the identity, it counts, and the first epoch follows from it.
     present = await read_identity(store)
     if present.cluster_id != cluster_id or await store.get_range(names.snapshot(0), 0, 1) is not None:
-        raise AlreadyInitialized(f'{store.url} holds cluster "{present.cluster_id}" already; join it, or use another prefix')
+        raise AlreadyInitialized(
+            f'{store.url} holds cluster "{present.cluster_id}" already; join it, or use another prefix'
+        )
     if (await store.list(names.LOG_PREFIX))[:1]:
         raise AlreadyInitialized(f'{store.url} holds cluster "{present.cluster_id}" and its log already; join it')
     body = await asyncio.to_thread(_first_snapshot, present, clock)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -16,7 +15,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.statements import Result, run_many, run_one, run_script
 from littlebigcluster.database import Done, Pending
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import DeadlineExceeded, LbcError, NotLeader, StoreUnavailable
+from littlebigcluster.errors import DeadlineExceeded, NotLeader, StoreUnavailable
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
@@ -166,6 +165,7 @@ class Node:
         if at_least is not None and (isinstance(at_least, bool) or not isinstance(at_least, int)):
             raise TypeError(f"at_least is an epoch, not {at_least!r}")
         limit = seconds(self.settings.read_timeout if timeout is None else timeout)
+        give_up_at = self._clock.monotonic() + limit
         try:
             async with asyncio.timeout(limit):
                 if consistency == "strong":
@@ -173,13 +173,12 @@ class Node:
                 if at_least is not None and self._local.epoch.value < at_least:
                     self._nudge()
                     await self._local.epoch.until(lambda epoch: epoch >= at_least)
-                return await self._local.readers.read(sql, parameters, timeout=None, row_factory=row_factory)
         except TimeoutError as error:
-            if isinstance(error, LbcError):
-                raise
             raise DeadlineExceeded(
                 f"the read took longer than {limit} s (consistency {consistency}, at epoch {self.epoch.value})"
             ) from error
+        left = give_up_at - self._clock.monotonic()
+        return await self._local.readers.read(sql, parameters, timeout=left, row_factory=row_factory)
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -195,10 +194,9 @@ class Node:
             log, epoch = self._local.log, self._local.epoch
             at = log.position.epoch
             if await log.is_head():
-                await epoch.until(lambda value: value >= at)
                 return
             self._nudge()
-            await epoch.until(lambda value: value > at)
+            await epoch.until(at.__lt__)
 
     def _nudge(self) -> None:
         if self._follower is not None:

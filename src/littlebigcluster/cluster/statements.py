@@ -18,9 +18,7 @@ class Result:
     lastrowid: int | None
 
 
-def run_one(
-    sql: str, parameters: Sequence[Any] | Mapping[str, Any]
-) -> Callable[[sqlite3.Connection], Result]:
+def run_one(sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> Callable[[sqlite3.Connection], Result]:
     def run(db: sqlite3.Connection) -> Result:
         cursor = db.execute(sql, parameters)
         rows = cursor.fetchall()

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from littlebigcluster.clock import Clock
@@ -36,6 +36,8 @@ from littlebigcluster.database.wal import (
 from littlebigcluster.database.walindex import WalIndex, WalIndexHeader
 from littlebigcluster.errors import LbcError
 
+C = TypeVar("C", bound=sqlite3.Connection)
+
 CHECKPOINT_FRAMES = 1000
 """From so many frames in the WAL on, try to move them to the file."""
 
@@ -48,6 +50,10 @@ _WAIT_AGAIN_SECONDS = 4.0
 _BUSY_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+class _Connection(sqlite3.Connection):
+    """With room for the descriptors that must outlive it."""
 
 
 class StateMismatch(LbcError):
@@ -148,8 +154,9 @@ class Replica:
         with self._system_lock:
             return dict(self._system.execute("SELECT key, value FROM _lbc"))
 
-    def connect(self) -> sqlite3.Connection:
-        """A new connection that can only read. The caller closes it, on any thread."""
+    def connect(self, *, factory: type[C] = _Connection) -> C:  # type: ignore[assignment]
+        """A new connection that can only read, of the class `factory` or one with room for more. The caller closes
+        it, on any thread."""
         # A URI, for mode=ro; every byte of the path that means something in one is escaped.
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(self._path))}?mode=ro",
@@ -157,9 +164,9 @@ class Replica:
             timeout=_BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
-            factory=_Connection,
+            factory=factory,
         )
-        connection.files = self._files
+        connection.files = self._files  # type: ignore[attr-defined]  # a subclass has room for it
         connection.execute("PRAGMA query_only = ON")
         return connection
 
@@ -313,10 +320,6 @@ class _Files:
 
     def __del__(self) -> None:
         self._open.close()
-
-
-class _Connection(sqlite3.Connection):
-    files: _Files
 
 
 def _write(descriptor: int, content: bytes | bytearray, offset: int) -> None:

@@ -62,9 +62,7 @@ class Compressor:
         self._zstd: zstd.ZstdCompressor | None = None
         if compression == "zstd":
             parameter = zstd.CompressionParameter
-            self._zstd = zstd.ZstdCompressor(
-                options={parameter.compression_level: LEVEL, parameter.checksum_flag: 1}
-            )
+            self._zstd = zstd.ZstdCompressor(options={parameter.compression_level: LEVEL, parameter.checksum_flag: 1})
         self._raw = hashlib.sha256()
         self._stored = xxhash.xxh3_64()
         self.raw_size_bytes = 0
@@ -105,9 +103,7 @@ def header_size(prefix: bytes, *, name: str) -> int:
         raise CorruptLog(name, f"at least {HEADER.size} bytes, found {len(prefix)}")
     magic, size = HEADER.unpack_from(prefix)
     if magic != SKIPPABLE_MAGIC:
-        raise CorruptLog(
-            name, f"a skippable zstd frame 0x{SKIPPABLE_MAGIC:08x}, found 0x{magic:08x}", offset=0
-        )
+        raise CorruptLog(name, f"a skippable zstd frame 0x{SKIPPABLE_MAGIC:08x}, found 0x{magic:08x}", offset=0)
     if not _CHECK_BYTES < size <= MAX_METADATA_BYTES:
         raise CorruptLog(name, f"a metadata size up to {MAX_METADATA_BYTES}, found {size}", offset=4)
     return HEADER.size + int(size)

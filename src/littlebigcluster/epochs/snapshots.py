@@ -76,9 +76,7 @@ async def download(store: Store, info: ObjectInfo, sink: Callable[[Iterable[byte
     """
     name = info.key
     size = info.size_bytes
-    reads = (
-        _read(store, name, start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES)
-    )
+    reads = (_read(store, name, start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES))
     pieces = in_order(reads, window=_WINDOW)
     try:
         first = await anext(pieces, b"")
@@ -106,6 +104,4 @@ async def _read(store: Store, name: str, start: int, length: int) -> bytes:
 def check_snapshot(metadata: Metadata, name: str) -> None:
     """Raises CorruptLog unless the metadata is that of the snapshot of this name."""
     if metadata.kind != "db" or names.snapshot(metadata.epoch) != name:
-        raise CorruptLog(
-            name, f'the snapshot of this epoch, found "{metadata.kind}" of epoch {metadata.epoch}'
-        )
+        raise CorruptLog(name, f'the snapshot of this epoch, found "{metadata.kind}" of epoch {metadata.epoch}')

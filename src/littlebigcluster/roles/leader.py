@@ -145,9 +145,7 @@ class Leadership:
     async def _write_system(self, writer: Writer, *, leader: Leader | None) -> bool:
         """An epoch that changes who leads, with whatever was written before it; False when this node is fenced."""
         text = json.dumps(leader.to_json()) if leader else None
-        batch = await writer.close_batch(
-            lambda _: {**self._stamp(), "term": self.term, "leader": text}, always=True
-        )
+        batch = await writer.close_batch(lambda _: {**self._stamp(), "term": self.term, "leader": text}, always=True)
         return await self._commit(batch, leader=leader)
 
     def _stamp(self) -> dict[str, Any]:
@@ -223,7 +221,8 @@ class Leadership:
             wal, metadata, body = await local.run(self._encode, batch.raw, batch.transactions, leader)
             outcome = await local.log.append(body, term=self.term)
         except asyncio.CancelledError:
-            batch.fail(lambda: OutcomeUnknown(f"the node stopped before the fate of epoch {epoch} was known", epoch=epoch))
+            unknown = f"the node stopped before the fate of epoch {epoch} was known"
+            batch.fail(lambda: OutcomeUnknown(unknown, epoch=epoch))
             raise
         except StoreUnavailable as error:
             message, transient = f"not written: {error}", error.transient

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 5.0
+
 
 class LocalCopy:
     """Invariant: `epoch.value == log.position.epoch ==` the epoch that new reads see."""
@@ -50,7 +52,7 @@ class LocalCopy:
         old_replica.path.with_name("dropped").touch()
         restored = await restore(self._store, self._identity, self._directory, clock=self._clock)
         self._adopt(restored)
-        await old_readers.close()
+        await old_readers.close(timeout=_CLOSE_SECONDS)
         await self.run(old_replica.close)
         await asyncio.to_thread(shutil.rmtree, old_replica.path.parent, ignore_errors=True)
 
@@ -58,7 +60,7 @@ class LocalCopy:
         settings = self._settings
         self.replica = restored.replica
         self.readers = Readers(
-            restored.replica,
+            restored.replica.connect,
             threads=settings.readers,
             max_read_age=seconds(settings.max_read_age),
             clock=self._clock,
@@ -87,13 +89,9 @@ class LocalCopy:
     async def apply_own(self, wal: Wal, metadata: Metadata, position: Position, size_bytes: int) -> None:
         """Apply the epoch that this node has just appended."""
         checksum = int(metadata.state_checksum, 16)
-        await self._apply(
-            lambda: self.replica.apply(wal, expected_checksum=checksum), metadata, position, size_bytes
-        )
+        await self._apply(lambda: self.replica.apply(wal, expected_checksum=checksum), metadata, position, size_bytes)
 
-    async def _apply(
-        self, apply: Callable[[], None], metadata: Metadata, position: Position, size_bytes: int
-    ) -> None:
+    async def _apply(self, apply: Callable[[], None], metadata: Metadata, position: Position, size_bytes: int) -> None:
         def on_thread() -> None:
             apply()
             self._applied = metadata, position
@@ -103,9 +101,7 @@ class LocalCopy:
         work.add_done_callback(lambda done: self._advance(done, metadata, position, size_bytes))
         await asyncio.shield(work)
 
-    def _advance(
-        self, done: asyncio.Future[None], metadata: Metadata, position: Position, size_bytes: int
-    ) -> None:
+    def _advance(self, done: asyncio.Future[None], metadata: Metadata, position: Position, size_bytes: int) -> None:
         if done.cancelled() or done.exception() is not None:
             return
         self.log.advance(position)
@@ -119,6 +115,6 @@ class LocalCopy:
 
     async def close(self) -> None:
         if hasattr(self, "readers"):
-            await self.readers.close()
+            await self.readers.close(timeout=_CLOSE_SECONDS)
             await self.run(self.replica.close)
         self._thread.shutdown(wait=False)

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Replica, StateChecksum, StateMismatch, WalError, check_sqlite_version, parse
@@ -128,29 +129,39 @@ async def _load_snapshot(
     store: Store, identity: Identity, info: ObjectInfo, directory: Path, *, clock: Clock
 ) -> tuple[Metadata, Replica]:
     path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
-    path.parent.mkdir(parents=True)
+    await asyncio.to_thread(path.parent.mkdir, parents=True)
     try:
         with path.open("wb") as file:
-
-            def write(pieces: Iterable[bytes]) -> None:
-                for piece in pieces:
-                    file.write(piece)
-
-            metadata = await snapshots.download(store, info, write)
+            target = _Target(file, StateChecksum(identity.settings.page_size))
+            metadata = await snapshots.download(store, info, target.write)
         if metadata.cluster_id != identity.cluster_id:
             raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
+        found = f"{target.checksum.value:016x}"
+        if target.rest or found != metadata.state_checksum:
+            raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
         check_sqlite_version(metadata.min_sqlite_version)
-        replica = await asyncio.to_thread(Replica.open, path, clock=clock)
+        replica = await asyncio.to_thread(Replica.open, path, clock=clock, checksum=target.checksum)
+        return metadata, replica
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
         raise
-    if replica.checksum != int(metadata.state_checksum, 16):
-        replica.close()
-        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
-        raise CorruptLog(
-            info.key, f"a database with state checksum {metadata.state_checksum}, found {replica.checksum:016x}"
-        )
-    return metadata, replica
+
+
+class _Target:
+    """A database file that is written and hashed in one pass."""
+
+    def __init__(self, file: BinaryIO, checksum: StateChecksum) -> None:
+        self._file, self.checksum = file, checksum
+        self.rest = b""
+        """The beginning of the next page."""
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            self._file.write(piece)
+            whole = self.rest + piece
+            end = len(whole) - len(whole) % self.checksum.page_size
+            self.checksum.feed(memoryview(whole)[:end])
+            self.rest = whole[end:]
 
 
 async def _position_of_snapshot(store: Store, metadata: Metadata) -> Position:

@@ -32,9 +32,7 @@ def is_due(since: SinceSnapshot, settings: NodeSettings) -> bool:
 class Snapshotter:
     """Runs on the leader. Reads the replica, never the primary; writes go on meanwhile."""
 
-    def __init__(
-        self, store: Store, local: LocalCopy, settings: NodeSettings, *, scratch: Path, clock: Clock
-    ) -> None:
+    def __init__(self, store: Store, local: LocalCopy, settings: NodeSettings, *, scratch: Path, clock: Clock) -> None:
         self._store, self._local, self._settings = store, local, settings
         self._scratch, self._clock = scratch, clock
 

@@ -1,0 +1,295 @@
+"""Reads: threads that serve awaited ones, and connections lent on one snapshot.
+
+A lent connection is in autocommit mode. What holds its snapshot is a statement of ours, the pin, that has returned
+its first row and is not read on: in SQLite all statements of a connection that run while another one is active see
+the same snapshot. So a snapshot that has been held for too long can be let go by any thread: resetting a statement
+waits for SQLite's mutex without the GIL, and calls back nothing. (A ROLLBACK would ask the authorizer, under the mutex
+and in need of the GIL: with another thread in a statement of the same connection that is a deadlock.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.database.connections import SnapshotConnection
+from littlebigcluster.database.guards import read_guard
+from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, SnapshotExpired
+
+T = TypeVar("T")
+
+_PIN = "SELECT 0 UNION ALL SELECT rowid FROM sqlite_schema"
+_PROGRESS_STEPS = 1000  # steps of SQLite's machine, some 20 us, between two looks whether to stop
+_CLOSED = "the readers are closed: the node has stopped"
+
+
+class Connect(Protocol):
+    """Opens a connection that can only read, in autocommit mode, for all threads; such as `Replica.connect`."""
+
+    def __call__(self, *, factory: type[SnapshotConnection]) -> SnapshotConnection: ...
+
+
+class _Use:
+    """What a connection is used for at the moment. Any thread may set `stop`: it ends running statements."""
+
+    __slots__ = ("ends_at", "stop")
+
+    def __init__(self) -> None:
+        self.stop: Exception | None = None
+        self.ends_at = float("inf")
+
+
+class _Job(_Use):
+    """An awaited read, for one of the threads."""
+
+    __slots__ = ("_future", "_loop", "work")
+
+    def __init__(self, work: Callable[[_Reader], Any], future: asyncio.Future[Any]) -> None:
+        super().__init__()
+        self.work = work
+        self._future = future
+        self._loop = future.get_loop()
+
+    def expire(self, timeout: float) -> None:
+        """On the event loop: do not wait for the thread, which may be busy with others."""
+        error = DeadlineExceeded(f"the read took longer than its time-out of {timeout:g} s and was ended")
+        self.stop = error
+        self._set(None, error)
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """In the thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop may be closed, with nobody left to tell
+            self._loop.call_soon_threadsafe(self._set, value, error)
+
+    def _set(self, value: Any, error: BaseException | None) -> None:
+        if self._future.done():
+            return
+        if error is not None:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(value)
+
+
+class _Reader:
+    """One connection. One thread uses it, another one may `expire` what it does."""
+
+    def __init__(self, connect: Connect) -> None:
+        self.connection = connect(factory=SnapshotConnection)
+        self._guard = read_guard()
+        self._guard.install(self.connection)
+        self._lock = threading.Lock()
+        self._pin: sqlite3.Cursor | None = None
+        self.use = _Use()
+        sqlite3.Connection.set_progress_handler(self.connection, self._progress, _PROGRESS_STEPS)
+
+    def query(self, sql: str, parameters: Any, row_factory: Any) -> list[Any]:
+        """A single statement, which needs no pin."""
+        cursor = sqlite3.Cursor(self.connection)
+        cursor.row_factory = row_factory
+        try:
+            return cursor.execute(sql, parameters).fetchall()
+        finally:
+            cursor.close()
+
+    def pin(self) -> SnapshotConnection:
+        """Hold the newest snapshot from here on, for all statements."""
+        self._guard.reason = None
+        self.connection.over = None
+        self._pin = sqlite3.Cursor(self.connection).execute(_PIN)
+        return self.connection
+
+    def release(self) -> None:
+        """Let the snapshot go."""
+        with self._lock:
+            self.use = _Use()
+            self.connection.over = NotAllowed("the connection was given back at the end of its `with` block")
+            self.connection.take_back()
+            if self._pin is not None:
+                self._pin.close()
+                self._pin = None
+
+    def expire(self, use: _Use, error: Exception) -> None:
+        """In any thread: end `use`, if it is not over."""
+        with self._lock:
+            if self.use is not use or use.stop is not None:
+                return
+            use.stop = error
+            if self._pin is not None:
+                self.connection.over = error
+                # For statements that have returned a row: the next step of them ends, and lets go of the snapshot.
+                self.connection.interrupt()
+                self._pin.close()
+
+    def translate(self, error: BaseException) -> BaseException:
+        """What to raise for what has been raised."""
+        if self.use.stop is not None:
+            return self.use.stop
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+            return NotAllowed("a read cannot write; use a transaction, on the leader")
+        return self._guard.translate(error)
+
+    def close(self) -> None:
+        sqlite3.Connection.close(self.connection)
+
+    def _progress(self) -> bool:
+        return self.use.stop is not None
+
+
+class Lease:
+    """`with` gives a connection on one snapshot. Raises SnapshotExpired at its end when it was held for too long."""
+
+    __slots__ = ("_reader", "_readers")
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._reader = self._readers._borrow()
+        return self._reader.pin()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        reader = self._reader
+        stop = reader.use.stop
+        raised = reader.translate(error) if isinstance(error, (sqlite3.Error, LbcError)) else stop or error
+        self._readers._give_back(reader)
+        if raised is not None and raised is not error:
+            raised.__suppress_context__ = False
+            raise raised from error
+
+
+class Readers:
+    """All reads of a node. Each sees the newest state that was applied when it began, or a newer one."""
+
+    def __init__(
+        self, connect: Connect, *, threads: int = 4, max_read_age: float = 60.0, clock: Clock | None = None
+    ) -> None:
+        """Raises sqlite3.Error when no connection can be opened."""
+        self._connect = connect
+        self._max_age = max_read_age
+        self._clock = clock or Clock()
+        self._closed = threading.Event()
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._idle: list[_Reader] = []
+        self._lent: dict[_Reader, None] = {}
+        self._serving = [_Reader(connect) for _ in range(threads)]
+        self._ended = threading.Semaphore(0)
+        for number, reader in enumerate(self._serving):
+            threading.Thread(target=self._serve, args=(reader,), name=f"lbc-reader-{number}", daemon=True).start()
+        threading.Thread(target=self._reap, name="lbc-reader-ages", daemon=True).start()
+
+    async def read(
+        self,
+        sql: str,
+        parameters: Any = (),
+        *,
+        timeout: float,
+        row_factory: Callable[[sqlite3.Cursor, tuple[Any, ...]], Any] | None = None,
+    ) -> list[Any]:
+        """The rows of one statement, tuples if there is no `row_factory`.
+
+        Cancelling ends the statement. Raises DeadlineExceeded, SnapshotExpired, NotAllowed, sqlite3.Error.
+        """
+        return await self._submit(lambda reader: reader.query(sql, parameters, row_factory), timeout)
+
+    async def run(self, function: Callable[[sqlite3.Connection], T], *, timeout: float) -> T:
+        """What `function` returns, called in a thread with a connection on one snapshot.
+
+        When cancelled or late, its statements end. Raises what it raises, and as `read` does.
+        """
+        result: T = await self._submit(lambda reader: function(reader.pin()), timeout)
+        return result
+
+    def lease(self) -> Lease:
+        """A connection on one snapshot for `with`, in any thread; to be used by one thread at a time.
+
+        The block raises SnapshotExpired when it holds the connection longer than `max_read_age`, and LbcError
+        after `close`."""
+        return Lease(self)
+
+    async def close(self, *, timeout: float) -> bool:
+        """End all reads, and close the connections; False if one is still held after `timeout` seconds."""
+        if not self._closed.is_set():
+            self._closed.set()
+            for _ in self._serving:
+                self._queue.put(None)
+        error = SnapshotExpired(_CLOSED)
+        for reader in [*self._serving, *self._lent]:
+            await asyncio.to_thread(reader.expire, reader.use, error)
+        while self._idle:
+            self._idle.pop().close()
+        deadline = self._clock.monotonic() + timeout
+        while self._serving or self._lent:
+            if self._clock.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def _submit(self, work: Callable[[_Reader], Any], timeout: float) -> Any:
+        if self._closed.is_set():
+            raise LbcError(_CLOSED)
+        loop = asyncio.get_running_loop()
+        job = _Job(work, loop.create_future())
+        timer = loop.call_later(timeout, job.expire, timeout)
+        self._queue.put(job)
+        try:
+            return await job._future
+        except asyncio.CancelledError as error:
+            job.stop = DeadlineExceeded(f"cancelled {error}")
+            raise
+        finally:
+            timer.cancel()
+
+    def _serve(self, reader: _Reader) -> None:
+        while (job := self._queue.get()) is not None:
+            if job.stop is not None:
+                continue
+            job.ends_at = self._clock.monotonic() + self._max_age
+            reader.use = job
+            value, error = None, None
+            if self._closed.is_set():
+                error = SnapshotExpired(_CLOSED)
+            else:
+                try:
+                    value = job.work(reader)
+                except BaseException as raised:
+                    error = reader.translate(raised)
+            reader.release()
+            job.finish(value, error)
+        reader.close()
+        self._serving.remove(reader)
+
+    def _borrow(self) -> _Reader:
+        if self._closed.is_set():
+            raise LbcError(_CLOSED)
+        try:
+            reader = self._idle.pop()  # the last one used: its statements are still prepared
+        except IndexError:
+            reader = _Reader(self._connect)
+        reader.use.ends_at = self._clock.monotonic() + self._max_age
+        self._lent[reader] = None
+        return reader
+
+    def _give_back(self, reader: _Reader) -> None:
+        reader.release()
+        if self._closed.is_set():
+            reader.close()
+        else:
+            self._idle.append(reader)
+        self._lent.pop(reader, None)
+
+    def _reap(self) -> None:
+        """End reads that are too old: they keep the WAL growing."""
+        while not self._closed.wait(min(1.0, self._max_age / 10)):
+            now = self._clock.monotonic()
+            for reader in [*self._serving, *self._lent]:
+                use = reader.use
+                if use.ends_at < now:
+                    age = f"the read held its snapshot for more than {self._max_age:g} s (max_read_age) and was ended"
+                    reader.expire(use, SnapshotExpired(age))

@@ -1,0 +1,20 @@
+"""A clock that tests turn by hand."""
+
+from __future__ import annotations
+
+from littlebigcluster.clock import Clock
+
+
+class HandClock(Clock):
+    """Real randomness and time of day; `boottime` and `monotonic` go with real time plus what was added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept_seconds = 0.0
+
+    def sleep_machine(self, seconds: float) -> None:
+        """The machine was suspended: only `boottime` tells."""
+        self.slept_seconds += seconds
+
+    def boottime(self) -> float:
+        return super().boottime() + self.slept_seconds
