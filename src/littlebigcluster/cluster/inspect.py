@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.database import read_guard
+from littlebigcluster.database.guards import read_guard
 from littlebigcluster.epochs import (
     Beacon,
     Identity,
