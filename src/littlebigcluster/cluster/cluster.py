@@ -15,7 +15,7 @@ from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.epochs import names, read_identity
-from littlebigcluster.settings import ClusterSettings, NodeSettings
+from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
 from littlebigcluster.store import Location, Store, open_store, probe_exists
 
 

@@ -1,6 +1,7 @@
 """SQLite on one node: the replica that is read, the primary that a leader writes."""
 
 from littlebigcluster.database.checksum import StateChecksum
+from littlebigcluster.database.guards import read_guard
 from littlebigcluster.database.initial import write_initial_database
 from littlebigcluster.database.pages import PageSource
 from littlebigcluster.database.pending import Batch, Done, Pending
@@ -26,6 +27,7 @@ __all__ = [
     "Writer",
     "check_sqlite_version",
     "parse",
+    "read_guard",
     "required_sqlite_version",
     "write_initial_database",
 ]

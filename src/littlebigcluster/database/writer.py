@@ -125,7 +125,8 @@ class Writer:
         """All that was submitted before this call, executed; or less, if that is too much.
 
         If something has changed, or `always`, the rows that `stamp`, called in the thread with the number of
-        transactions, gives are written to the system table with it. When cancelled, the next call returns the same batch.
+        transactions, gives are written to the system table with it. When cancelled, the next call returns the
+        same batch.
         Raises what the writer was stopped with.
         """
         if self._stopped_by is not None:
