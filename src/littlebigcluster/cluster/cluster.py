@@ -33,7 +33,7 @@ class Cluster:
         *,
         id: str | None = None,
         clock: Clock | None = None,
-        store_timeout: float = 10.0,
+        store_timeout: Duration = 10.0,
     ) -> None:
         self._clock = clock or Clock()
         self._id = None if id is None else check_id(id)

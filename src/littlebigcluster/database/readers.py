@@ -33,7 +33,7 @@ _CLOSED = "the readers are closed: the node has stopped"
 class Connect(Protocol):
     """Opens a connection that can only read, in autocommit mode, for all threads; such as `Replica.connect`."""
 
-    def __call__(self, *, factory: type[SnapshotConnection]) -> SnapshotConnection: ...
+    def __call__(self, factory: type[SnapshotConnection]) -> SnapshotConnection: ...
 
 
 class _Use:
@@ -81,7 +81,7 @@ class _Reader:
     """One connection. One thread uses it, another one may `expire` what it does."""
 
     def __init__(self, connect: Connect) -> None:
-        self.connection = connect(factory=SnapshotConnection)
+        self.connection = connect(SnapshotConnection)
         self._guard = read_guard()
         self._guard.install(self.connection)
         self._lock = threading.Lock()
@@ -252,7 +252,8 @@ class Readers:
                 continue
             job.ends_at = self._clock.monotonic() + self._max_age
             reader.use = job
-            value, error = None, None
+            value: Any = None
+            error: BaseException | None = None
             if self._closed.is_set():
                 error = SnapshotExpired(_CLOSED)
             else:

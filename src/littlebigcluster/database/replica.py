@@ -154,9 +154,12 @@ class Replica:
         with self._system_lock:
             return dict(self._system.execute("SELECT key, value FROM _lbc"))
 
-    def connect(self, *, factory: type[C] = _Connection) -> C:  # type: ignore[assignment]
-        """A new connection that can only read, of the class `factory` or one with room for more. The caller closes
-        it, on any thread."""
+    def connect(self) -> sqlite3.Connection:
+        """A new connection that can only read. The caller closes it, on any thread."""
+        return self.connect_as(_Connection)
+
+    def connect_as(self, factory: type[C]) -> C:
+        """The same, of a class that can hold attributes."""
         # A URI, for mode=ro; every byte of the path that means something in one is escaped.
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(self._path))}?mode=ro",
@@ -166,7 +169,7 @@ class Replica:
             check_same_thread=False,
             factory=factory,
         )
-        connection.files = self._files  # type: ignore[attr-defined]  # a subclass has room for it
+        connection.files = self._files  # type: ignore[attr-defined]
         connection.execute("PRAGMA query_only = ON")
         return connection
 

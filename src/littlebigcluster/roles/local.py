@@ -60,7 +60,7 @@ class LocalCopy:
         settings = self._settings
         self.replica = restored.replica
         self.readers = Readers(
-            restored.replica.connect,
+            restored.replica.connect_as,
             threads=settings.readers,
             max_read_age=seconds(settings.max_read_age),
             clock=self._clock,
