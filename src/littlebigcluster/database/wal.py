@@ -116,8 +116,8 @@ def squash(raw: bytes | bytearray) -> bytes | bytearray:
     """Make one transaction of the one or more that `raw` holds, the committed part of the WAL of an open database.
 
     Keeps the last image of each page, drops pages past the final size. Page numbers, sizes and pages are believed;
-    salts and checksums are not: in a transaction that spilled and rolled back to a savepoint, SQLite 3.40 and others
-    leave zeros there (`walEncodeFrame` defers them, `walRewriteChecksums` then begins too late). Raises WalError if
+    salts and checksums are not: after a spill and a ROLLBACK TO, SQLite (seen with 3.40.1) may leave zeros there,
+    which `walEncodeFrame` has put in for later, because `walRewriteChecksums` begins too late. Raises WalError if
     `raw` does not end in a commit.
     """
     header = _parse_header(raw, None)
