@@ -1,0 +1,5 @@
+"""`python -m littlebigcluster` is `lbc`."""
+
+from littlebigcluster.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The `lbc` command."""
+
+from littlebigcluster.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,208 @@
+"""The `lbc` command: its options, its errors, and its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from littlebigcluster import __version__
+from littlebigcluster.cli.demo import DemoOptions, run_demo
+from littlebigcluster.cli.logs import log_to
+from littlebigcluster.cli.member import run_member
+from littlebigcluster.cli.reading import show_log, show_sql, show_status
+from littlebigcluster.cli.signals import Stopped, run
+from littlebigcluster.cli.text import one_line
+from littlebigcluster.cluster import Cluster
+from littlebigcluster.errors import LbcError
+from littlebigcluster.settings import PAGE_SIZES, ClusterSettings, NodeSettings
+
+_FAILED = 1
+_DEFAULTS = NodeSettings()
+
+F = TypeVar("F")
+
+
+class Place:
+    """What the options before the command say."""
+
+    def __init__(self, store: str | None, cluster_id: str | None) -> None:
+        self.store, self.cluster_id = store, cluster_id
+
+    def cluster(self) -> Cluster:
+        """Raises UsageError without a store, ValueError for one that cannot be."""
+        if self.store is None:
+            raise click.UsageError("where is the cluster? Give its store with -p, or in LBC_STORE")
+        return Cluster(self.store, id=self.cluster_id)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-p",
+    "--store",
+    metavar="STORE",
+    envvar="LBC_STORE",
+    show_envvar=True,
+    help="Where the cluster is: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or a directory.",
+)
+@click.option("--cluster", "cluster_id", metavar="ID", help="Refuse a store that holds another cluster than this.")
+@click.option("-v", "--verbose", is_flag=True, help="Debug logs, and tracebacks of errors.")
+@click.version_option(__version__, prog_name="lbc", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context, store: str | None, cluster_id: str | None, verbose: bool) -> None:
+    """LittleBigCluster: cluster applications on nothing but an object store."""
+    context.obj = Place(store, cluster_id)
+    # What init, leader and follower tell is their output; elsewhere logs keep out of it.
+    tells = context.invoked_subcommand in ("init", "leader", "follower")
+    log_to(sys.stdout if tells else sys.stderr, verbose=verbose)
+
+
+@cli.command()
+@click.option("--id", "new_id", metavar="NAME", help="The cluster's id; made up if not given.")
+@click.option(
+    "--page-size", type=click.Choice([str(size) for size in PAGE_SIZES]), default="4096", show_default=True,
+    help="SQLite's page size in bytes; never changes later.",
+)  # fmt: skip
+@click.option(
+    "--compression", type=click.Choice(["zstd", "none"]), default="zstd", show_default=True,
+    help="How the objects of the log are stored.",
+)  # fmt: skip
+@click.pass_obj
+def init(place: Place, new_id: str | None, page_size: str, compression: Any) -> None:
+    """Make a new cluster in the store."""
+    logger = logging.getLogger("lbc")
+    cluster, settings = place.cluster(), ClusterSettings(page_size=int(page_size), compression=compression)
+    logger.info("Initializing cluster...")
+    run(cluster.init(new_id, settings=settings))
+    logger.info("Cluster initialized!")
+
+
+def _seconds(name: str, help: str) -> Any:
+    default = getattr(_DEFAULTS, name.replace("-", "_"))
+    return click.option(f"--{name}", type=float, metavar="SECONDS", default=default, show_default=True, help=help)
+
+
+def _member_options(command: F) -> F:
+    options = [
+        click.option("--az", metavar="NAME", default="AZ0", show_default=True, help="This node's availability zone."),
+        click.option(
+            "--directory",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Keep the local copy here, which makes the next start faster. One per node; a cache, no more.",
+        ),
+        _seconds("leader-timeout", "So long without a sign of life of the leader, and a standby takes over."),
+        _seconds("epoch-interval", "Between epochs on average; 0 writes as fast as the store can."),
+        _seconds("poll-interval", "Between two looks for the next epoch."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_member_options
+@click.pass_obj
+def leader(place: Place, /, az: str, **settings: Any) -> None:
+    """Join, and lead as soon as nobody else does. Several may run: all but one stand by."""
+    run_member(place.cluster(), can_lead=True, az=az, settings=NodeSettings(**settings))
+
+
+@cli.command()
+@_member_options
+@click.pass_obj
+def follower(place: Place, /, az: str, **settings: Any) -> None:
+    """Join, and follow whoever leads."""
+    run_member(place.cluster(), can_lead=False, az=az, settings=NodeSettings(**settings))
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
+
+
+@cli.command()
+@_json
+@click.pass_obj
+def status(place: Place, as_json: bool) -> None:
+    """What the store says about the cluster. Joins nothing, writes nothing."""
+    run(show_status(place.cluster(), as_json=as_json))
+
+
+@cli.command()
+@click.argument("statement")
+@_json
+@click.pass_obj
+def sql(place: Place, statement: str, as_json: bool) -> None:
+    """Read the database at the head of the log, without joining.
+
+    STATEMENT is one SQL statement that only reads.
+    """
+    run(show_sql(place.cluster(), statement, as_json=as_json))
+
+
+@cli.command()
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="So many epochs; 0 shows all there are."
+)
+@_json
+@click.pass_obj
+def log(place: Place, limit: int, as_json: bool) -> None:
+    """The epochs of the log, the newest last."""
+    run(show_log(place.cluster(), limit=limit or None, as_json=as_json))
+
+
+@cli.command()
+@click.option("--keep", is_flag=True, help="Leave the cluster running at the end, and say how to join it.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.5, 600), default=8.0, show_default=True,
+    help="How long to write before the leader is killed, and again after.",
+)  # fmt: skip
+@click.pass_obj
+def demo(place: Place, keep: bool, seconds: float) -> None:
+    """A cluster of four processes that loses its leader and goes on.
+
+    Uses a temporary directory, or the store given with -p, which must be empty.
+    """
+    if not run(run_demo(DemoOptions(store=place.store, keep=keep, phase_seconds=seconds))):
+        sys.exit(_FAILED)
+
+
+def main() -> None:
+    """The entry point of the `lbc` command."""
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        cli.main(prog_name="lbc", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`lbc log | head`). The interpreter flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except Exception as error:
+        _explain(error)
+        return _FAILED
+    return 0
+
+
+def _explain(error: Exception) -> None:
+    """One clear line; the traceback with -v."""
+    if logging.getLogger("littlebigcluster").level == logging.DEBUG:
+        traceback.print_exception(error)
+    expected = isinstance(error, LbcError | ValueError | OSError | sqlite3.Error)
+    text = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
+    hint = "" if expected else " (this is a fault of lbc; -v before the command shows where)"
+    print(f"Error: {one_line(text)}{hint}", file=sys.stderr)

@@ -1,0 +1,20 @@
+"""What the demo and its nodes say to each other: one JSON object per line, over stdin and stdout."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_LINE_BYTES = 1 << 26
+TABLE = "demo_write"
+
+Message = dict[str, Any]
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    message: Message = json.loads(line)
+    return message

@@ -1,0 +1,101 @@
+"""The words around the demo: what it does, what it found, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from littlebigcluster.cli.demo.ledger import Ledger, Verdict
+from littlebigcluster.cli.text import count
+from littlebigcluster.settings import NodeSettings
+
+
+@dataclass
+class Findings:
+    """What the demo has measured and proved."""
+
+    ledger: Ledger
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """By place: every node, and the store."""
+    failover_seconds: float = 0.0
+    acknowledged_before: int = 0
+    """Writes acknowledged before the leader was killed."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every acknowledged write is everywhere, no other is anywhere, and all places agree."""
+        rows = {verdict.rows for verdict in self.verdicts.values()}
+        return (
+            bool(self.ledger.acknowledged) and len(rows) == 1 and all(found.holds for found in self.verdicts.values())
+        )
+
+
+def opening(store: str, settings: Mapping[str, Any]) -> str:
+    """What is about to happen, and with which settings."""
+    defaults = NodeSettings()
+    told = ", ".join(f"{name} {value:g} s (default {getattr(defaults, name):g} s)" for name, value in settings.items())
+    return f"A cluster of four processes in {store}\nQuick settings for the demo: {told}\n"
+
+
+def summary(findings: Findings) -> str:
+    """What was measured, and whether the proof holds."""
+    ledger, verdicts = findings.ledger, findings.verdicts
+    lost = sum(len(verdict.lost) for verdict in verdicts.values())
+    phantom = sum(len(verdict.phantom) for verdict in verdicts.values())
+    after = len(ledger.acknowledged) - findings.acknowledged_before
+    nodes = [verdict for place, verdict in verdicts.items() if place != "the store"]
+    lines = [
+        ("failover", f"{findings.failover_seconds:.2f} s from kill -9 to the first durable write of the new leader"),
+        ("writes", f"{findings.acknowledged_before:,} acknowledged before the kill, {after:,} after it"),
+        (
+            "latency",
+            f"p50 {_ms(ledger.latency_seconds(0.5))}, p99 {_ms(ledger.latency_seconds(0.99))} per durable write",
+        ),
+        ("rows", _rows(findings, len(nodes))),
+        ("lost", f"{lost:,} acknowledged writes missing somewhere"),
+        ("phantom", f"{phantom:,} rows that nobody wrote, or that were refused"),
+        ("unknown", _unknown(findings)),
+    ]
+    if findings.holds:
+        verdict = "PASSED: every acknowledged write is on every node, and no other."
+    else:
+        verdict = "FAILED: " + "; ".join(_failure(place, found) for place, found in verdicts.items())
+    return "\n" + "\n".join(f"  {name:9} {text}" for name, text in lines) + f"\n\n{verdict}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _rows(findings: Findings, nodes: int) -> str:
+    rows = sorted({verdict.rows for verdict in findings.verdicts.values()})
+    if len(rows) == 1:
+        return f"{rows[0]:,} on each of {count(nodes, 'node')}, and in a copy restored from the store"
+    return "differ: " + ", ".join(f"{place} {verdict.rows:,}" for place, verdict in findings.verdicts.items())
+
+
+def _unknown(findings: Findings) -> str:
+    unknown = len(findings.ledger.unknown)
+    present = max((verdict.unknown_present for verdict in findings.verdicts.values()), default=0)
+    return f"{count(unknown, 'write')} without an answer when the leader died; {present:,} of them took effect"
+
+
+def _failure(place: str, verdict: Verdict) -> str:
+    return f"{place} has {verdict.rows:,} rows, {len(verdict.lost):,} lost, {len(verdict.phantom):,} phantom"
+
+
+def farewell(store: str, directory: Path, pids: Sequence[int], *, kept: bool) -> str:
+    """How to go on."""
+    command = f"lbc -p {shlex.quote(store)}"
+    if kept:
+        return (
+            f"\nThe cluster keeps running. Join it:   {command} follower\n"
+            f"Look at it:                           {command} status\n"
+            f"End it:                               kill {' '.join(map(str, pids))} && rm -r {directory}"
+        )
+    if Path(store).is_relative_to(directory):
+        return ""
+    return f"\nThe nodes have ended. What they wrote is still there: {command} log"

@@ -1,0 +1,61 @@
+"""Who is in the cluster, as a table, and what has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from rich import box
+from rich.table import Table
+
+from littlebigcluster.cluster import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One line of the table."""
+
+    uuid: UUID
+    address: str
+    az: str
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What this node knows of the cluster."""
+
+    me: UUID
+    leader: UUID | None
+    members: frozenset[Member]
+
+
+def view_of(node: Node) -> View:
+    """The members that the node knows: the leader and itself."""
+    members = {Member(node.id, node.address, node.az)}
+    leader = node.leader.value
+    if leader is not None and leader.uuid != node.id:
+        members.add(Member(leader.uuid, leader.address, leader.az))
+    return View(node.id, leader.uuid if leader else None, frozenset(members))
+
+
+def members_table(view: View) -> Table:
+    """As in the original: `*` marks this node, and `L` the leader."""
+    table = Table(box=box.SQUARE, header_style="bold")
+    for name in ("", f"UUID({len(view.members)})", "Address", "AZ", "Roles"):
+        table.add_column(name, overflow="fold")
+    for member in sorted(view.members, key=lambda member: member.uuid):
+        mark = "*" * (member.uuid == view.me) + "L" * (member.uuid == view.leader)
+        table.add_row(mark, str(member.uuid), member.address, member.az, ", ".join(member.roles))
+    return table
+
+
+def changes(old: View | None, new: View) -> Iterable[str]:
+    """The headlines for what has changed, none when nothing has."""
+    if old is None:
+        yield "Initial members:"
+    elif old.leader != new.leader:
+        yield "Leader changed:"
+    elif old.members != new.members:
+        yield "Members changed:"
