@@ -169,6 +169,7 @@ class SnapshotConnection(GuardedConnection):
     """
 
     over: Exception | None = None
+    altered = False  # by functions or collations of the user, which the next one must not find
 
     def check(self) -> None:
         if self.over is not None:
@@ -179,6 +180,22 @@ class SnapshotConnection(GuardedConnection):
 
     def rollback(self) -> None:
         """Nothing to do: the snapshot stays as it is."""
+
+    def create_function(self, *args: Any, **keywords: Any) -> None:
+        self.altered = True
+        super().create_function(*args, **keywords)
+
+    def create_aggregate(self, *args: Any, **keywords: Any) -> None:
+        self.altered = True
+        super().create_aggregate(*args, **keywords)
+
+    def create_window_function(self, *args: Any, **keywords: Any) -> None:
+        self.altered = True
+        super().create_window_function(*args, **keywords)
+
+    def create_collation(self, *args: Any, **keywords: Any) -> None:
+        self.altered = True
+        super().create_collation(*args, **keywords)
 
     def __enter__(self) -> Self:
         return self

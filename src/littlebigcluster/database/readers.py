@@ -31,7 +31,7 @@ _CLOSED = "the readers are closed: the node has stopped"
 
 
 class Connect(Protocol):
-    """Opens a connection that can only read, in autocommit mode, for all threads; such as `Replica.connect`."""
+    """Opens a connection that can only read, in autocommit mode, for all threads; such as `Replica.connect_as`."""
 
     def __call__(self, factory: type[SnapshotConnection]) -> SnapshotConnection: ...
 
@@ -131,7 +131,7 @@ class _Reader:
         """What to raise for what has been raised."""
         if self.use.stop is not None:
             return self.use.stop
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
             return NotAllowed("a read cannot write; use a transaction, on the leader")
         return self._guard.translate(error)
 
@@ -196,7 +196,8 @@ class Readers:
 
         Cancelling ends the statement. Raises DeadlineExceeded, SnapshotExpired, NotAllowed, sqlite3.Error.
         """
-        return await self._submit(lambda reader: reader.query(sql, parameters, row_factory), timeout)
+        rows: list[Any] = await self._submit(lambda reader: reader.query(sql, parameters, row_factory), timeout)
+        return rows
 
     async def run(self, function: Callable[[sqlite3.Connection], T], *, timeout: float) -> T:
         """What `function` returns, called in a thread with a connection on one snapshot.
@@ -263,6 +264,10 @@ class Readers:
                     error = reader.translate(raised)
             reader.release()
             job.finish(value, error)
+            if reader.connection.altered:
+                reader.close()
+                self._serving.remove(reader)
+                self._serving.append(reader := _Reader(self._connect))
         reader.close()
         self._serving.remove(reader)
 
@@ -279,7 +284,7 @@ class Readers:
 
     def _give_back(self, reader: _Reader) -> None:
         reader.release()
-        if self._closed.is_set():
+        if self._closed.is_set() or reader.connection.altered:
             reader.close()
         else:
             self._idle.append(reader)
