@@ -131,6 +131,8 @@ class Batch:
     """So many transactions have changed something."""
     epoch: int | None
     """What the stamp said, or whoever sends it: the only epoch where it can be."""
+    min_sqlite_version: str
+    """The oldest SQLite that can read the schema after it."""
     pendings: list[Pending[Any]] = field(repr=False)
     _writer: Writer = field(repr=False)
 

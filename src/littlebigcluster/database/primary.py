@@ -22,6 +22,7 @@ import numpy as np
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.connections import TransactionConnection
 from littlebigcluster.database.guards import SYSTEM_PREFIX, check_names, write_guard
+from littlebigcluster.database.versions import required_sqlite_version
 from littlebigcluster.database.wal import FRAME_HEADER_BYTES, HEADER_BYTES, squash
 from littlebigcluster.database.walindex import WalIndex
 from littlebigcluster.errors import DeadlineExceeded, EpochTooLarge, NotAllowed
@@ -67,6 +68,9 @@ class Primary:
         self._frames = self._index.frame_count()
         self._guard.install(self._connection)
         self._connection_progress(self._progress)
+        self.min_sqlite_version: str
+        """The oldest SQLite that can read the schema, as it is or, after a rollback, as it might have been."""
+        self._read_schema()
 
     @classmethod
     def create(
@@ -247,8 +251,13 @@ class Primary:
         self._connection.check()
         _check_value(value)
         if self._guard.names_changed:
-            self._connection.text_factory = str
-            check_names(self._run("SELECT name, tbl_name FROM sqlite_schema").fetchall())
+            self._read_schema()
+
+    def _read_schema(self) -> None:
+        self._connection.text_factory = str
+        rows = self._run("SELECT name, tbl_name, sql FROM sqlite_schema").fetchall()
+        check_names([(name, table) for name, table, _ in rows])
+        self.min_sqlite_version = required_sqlite_version(sql for _, _, sql in rows)
 
     def _progress(self) -> int:
         """Called by SQLite within long statements; not 0 interrupts them."""

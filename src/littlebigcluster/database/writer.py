@@ -325,11 +325,11 @@ class Writer:
 
     def _take(self, primary: Primary, closing: _Closing, changed: int, executed: list[Pending[Any]]) -> Batch:
         if not primary.pending_bytes and not closing.always:
-            return Batch(None, 0, None, executed, self)
+            return Batch(None, 0, None, primary.min_sqlite_version, executed, self)
         rows = closing.stamp(changed)
         primary.system(**rows)
         self._check_size_at = self._batch_bytes
-        return Batch(primary.take(), changed, rows.get("epoch"), executed, self)
+        return Batch(primary.take(), changed, rows.get("epoch"), primary.min_sqlite_version, executed, self)
 
 
 def _deliverable(error: BaseException) -> BaseException:

@@ -67,12 +67,12 @@ class Compressor:
         self._stored = xxhash.xxh3_64()
         self.raw_size_bytes = 0
 
-    def feed(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def feed(self, chunks: Iterable[bytes | bytearray]) -> Iterator[bytes]:
         """What is to be stored for all of `chunks`, which are the whole content."""
         for chunk in chunks:
             self._raw.update(chunk)
             self.raw_size_bytes += len(chunk)
-            yield from self._out(self._zstd.compress(chunk) if self._zstd else chunk)
+            yield from self._out(self._zstd.compress(chunk) if self._zstd else bytes(chunk))
         if self._zstd:
             yield from self._out(self._zstd.flush())
 

@@ -218,7 +218,7 @@ class Leadership:
             return True
         epoch = local.epoch.value + 1
         try:
-            wal, metadata, body = await local.run(self._encode, batch.raw, batch.transactions, leader)
+            wal, metadata, body = await local.run(self._encode, batch, leader)
             outcome = await local.log.append(body, term=self.term)
         except asyncio.CancelledError:
             unknown = f"the node stopped before the fate of epoch {epoch} was known"
@@ -236,12 +236,13 @@ class Leadership:
         batch.acknowledge(epoch)
         return True
 
-    def _encode(self, raw: bytes, transactions: int, leader: Leader | None) -> tuple[Wal, Metadata, bytes]:
+    def _encode(self, batch: Batch, leader: Leader | None) -> tuple[Wal, Metadata, bytes]:
         """The epoch as an object of the log. On the replica's thread, for its checksum."""
         local, compression = self._local, self._identity.settings.compression
-        wal = parse(raw, page_size=local.replica.page_size)
+        assert batch.raw is not None
+        wal = parse(batch.raw, page_size=local.replica.page_size)
         compressor = codec.Compressor(compression)
-        stored = b"".join(compressor.feed([bytes(raw)]))
+        stored = b"".join(compressor.feed([batch.raw]))
         metadata = Metadata(
             kind="wal",
             cluster_id=self._identity.cluster_id,
@@ -250,7 +251,7 @@ class Leadership:
             leader=leader,
             created_at=self._clock.now(),
             nonce=self._clock.token().hex(),
-            transactions=transactions,
+            transactions=batch.transactions,
             pages=wal.frames,
             page_size=wal.page_size,
             database_pages=wal.database_pages,
@@ -259,7 +260,7 @@ class Leadership:
             stored_xxh3=compressor.stored_xxh3,
             previous_sha256=local.log.position.sha256,
             state_checksum=f"{local.replica.checksum_after(wal):016x}",
-            min_sqlite_version=local.metadata.min_sqlite_version,
+            min_sqlite_version=batch.min_sqlite_version,
             compression=compression,
         )
         return wal, metadata, codec.encode_header(metadata) + stored
