@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 import threading
 import time
@@ -377,6 +378,23 @@ def test_a_full_disk_fails_that_transaction_alone(primary: Primary, image: Image
         with pytest.raises(sqlite3.OperationalError, match="full"):
             primary.transaction(function)
     primary._run("PRAGMA max_page_count = 100000")
+    primary.transaction(insert("after"))
+    assert values(primary) == ["before", "after"]
+    check_takes(primary, image, tmp_path)
+
+
+def test_a_write_that_the_system_refuses_fails_that_transaction_alone(
+    primary: Primary, image: Image, tmp_path: Path
+) -> None:
+    primary.transaction(insert("before"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        for function in (fill(MIB), insert(bytes(500_000))):  # in a spill, and at COMMIT
+            with pytest.raises(sqlite3.OperationalError, match="full|disk I/O error"):
+                primary.transaction(function)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     primary.transaction(insert("after"))
     assert values(primary) == ["before", "after"]
     check_takes(primary, image, tmp_path)

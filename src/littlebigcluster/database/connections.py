@@ -33,6 +33,10 @@ def statements(script: str) -> Iterator[str]:
         yield script[start:]
 
 
+_cursor = sqlite3.Connection.cursor
+_execute = sqlite3.Cursor.execute
+
+
 class GuardedCursor(sqlite3.Cursor):
     """A cursor that refuses to go on when its connection is over."""
 
@@ -45,7 +49,7 @@ class GuardedCursor(sqlite3.Cursor):
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         self.connection.check()
-        return super().execute(sql, parameters)
+        return _execute(self, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
         self.connection.check()
@@ -83,14 +87,14 @@ class GuardedConnection(sqlite3.Connection):
 
     def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         self.check()
-        cursor = super().cursor(factory or GuardedCursor)
+        cursor = _cursor(self, factory or GuardedCursor)
         self._track(ref(cursor))
         return cursor
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         # sqlite3's own would make a cursor that we do not know.
         cursor: GuardedCursor = self.cursor()
-        return sqlite3.Cursor.execute(cursor, sql, parameters)
+        return _execute(cursor, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         cursor: GuardedCursor = self.cursor()

@@ -46,6 +46,9 @@ class _Use:
         self.ends_at = float("inf")
 
 
+_IDLE = _Use()
+
+
 class _Job(_Use):
     """An awaited read, for one of the threads."""
 
@@ -86,7 +89,7 @@ class _Reader:
         self._guard.install(self.connection)
         self._lock = threading.Lock()
         self._pin: sqlite3.Cursor | None = None
-        self.use = _Use()
+        self.use = _IDLE
         sqlite3.Connection.set_progress_handler(self.connection, self._progress, _PROGRESS_STEPS)
 
     def query(self, sql: str, parameters: Any, row_factory: Any) -> list[Any]:
@@ -107,18 +110,20 @@ class _Reader:
 
     def release(self) -> None:
         """Let the snapshot go."""
+        if self._pin is None:
+            self.use = _IDLE
+            return
         with self._lock:
-            self.use = _Use()
+            self.use = _IDLE
             self.connection.over = NotAllowed("the connection was given back at the end of its `with` block")
             self.connection.take_back()
-            if self._pin is not None:
-                self._pin.close()
-                self._pin = None
+            self._pin.close()
+            self._pin = None
 
     def expire(self, use: _Use, error: Exception) -> None:
         """In any thread: end `use`, if it is not over."""
         with self._lock:
-            if self.use is not use or use.stop is not None:
+            if use is _IDLE or use is not self.use or use.stop is not None:
                 return
             use.stop = error
             if self._pin is not None:
@@ -152,7 +157,11 @@ class Lease:
 
     def __enter__(self) -> sqlite3.Connection:
         self._reader = self._readers._borrow()
-        return self._reader.pin()
+        try:
+            return self._reader.pin()
+        except BaseException:
+            self._readers._give_back(self._reader)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         reader = self._reader
@@ -278,6 +287,7 @@ class Readers:
             reader = self._idle.pop()  # the last one used: its statements are still prepared
         except IndexError:
             reader = _Reader(self._connect)
+        reader.use = _Use()
         reader.use.ends_at = self._clock.monotonic() + self._max_age
         self._lent[reader] = None
         return reader
