@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 THREADS = 8
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
-CONFLICTS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EXDEV)
+CONFLICTS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EXDEV)
 
 
 class DirectoryStore:
@@ -144,6 +144,8 @@ class DirectoryStore:
             return None
 
     def _create(self, path: Path, body: bytes) -> CreateOutcome:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists():
             return Exists()  # only saves the work; `link` is the judge
         file = self._open_temporary()

@@ -17,10 +17,13 @@ from littlebigcluster.errors import StoreUnavailable
 # Failures as obstore raises them: its own tree, and FileNotFoundError and its like.
 FAILURES = (BaseError, OSError)
 
-# The codes S3, GCS and Azure give when not the object but what it should lie in is absent.
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|ContainerBeingDeleted|specified bucket does not exist", re.I)
-_REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b")
-_OUT_OF_RANGE = re.compile(r"416 |Wanted range starting|InvalidRange")
+# What S3, GCS and Azure say when not the object but what it should lie in is absent.
+_NO_BUCKET = re.compile(
+    r"<Code>(NoSuchBucket|ContainerNotFound|ContainerBeingDeleted)</Code>"
+    r"|The specified (bucket|container) does not exist"
+)
+_REFUSED = re.compile(r"status code: (401|403)\b")
+_OUT_OF_RANGE = re.compile(r"status code: 416\b|Wanted range starting")
 _QUERY = re.compile(r"\?\S+")
 
 
