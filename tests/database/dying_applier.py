@@ -44,7 +44,7 @@ def break_at(step: str, broken: Callable[..., Any]) -> None:
 
     match step:
         case "half of the frames":
-            replica_module._write = only_half(replica_module._write, 1)  # type: ignore[assignment]
+            replica_module.write_at = only_half(replica_module.write_at, 1)  # type: ignore[assignment]
         case "all frames":
             walindex.WalIndex.add = broken  # type: ignore[method-assign]
         case "half of the index":

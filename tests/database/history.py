@@ -188,7 +188,7 @@ def create_database(path: str, random: Random) -> int:
     return page_size
 
 
-def content(connection: sqlite3.Connection | sqlite3.Cursor) -> str:
+def content(connection: sqlite3.Connection) -> str:
     """A digest of all that can be read: the schema, all rows of all tables, and a full-text search."""
     digest = hashlib.sha256()
     schema = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -145,7 +146,7 @@ class Cluster:
         add = WalIndex.add
         with self.patch.context() as patch:
             if self.random.random() < 0.5:
-                patch.setattr(replica_module, "_write", write_a_part)
+                patch.setattr(replica_module, "write_at", write_a_part)
             else:
                 patch.setattr(WalIndex, "add", add_a_part)
             with pytest.raises(OSError, match="No space left"):
@@ -188,7 +189,8 @@ class Cluster:
         self.counts["pinned"] += 1
 
     def check(self) -> None:
-        want = content(self.primary._cursor)
+        with closing(sqlite3.connect(f"file:{self.primary_path}?mode=ro", uri=True)) as leader:
+            want = content(leader)
         for number, reader in enumerate(self.readers):
             assert content(reader) == self.pinned.get(number, want)
         # The module keeps prepared statements by their text, so these were all prepared in older epochs.

@@ -2,10 +2,6 @@
 
 An epoch is applied by acting as SQLite's own WAL writer, under SQLite's own write lock. So readers have all
 of SQLite's isolation: they never wait for an epoch, and never see half of one.
-
-POSIX locks have a trap: closing any descriptor of a file drops all locks of this process on it. So nothing in
-this process may open and close `replica.db` or its `-shm` but SQLite; the two descriptors needed here stay open
-until the last connection is gone. The `-wal` carries no locks.
 """
 
 from __future__ import annotations
@@ -15,14 +11,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.checksum import StateChecksum
+from littlebigcluster.database.files import Files, ReplicaConnection, write_at
 from littlebigcluster.database.pages import PageSource
 from littlebigcluster.database.selfcheck import check_sqlite
 from littlebigcluster.database.wal import (
@@ -33,7 +28,7 @@ from littlebigcluster.database.wal import (
     rechain,
     to_wal,
 )
-from littlebigcluster.database.walindex import WalIndex, WalIndexHeader
+from littlebigcluster.database.walindex import WalIndexHeader
 from littlebigcluster.errors import LbcError
 
 C = TypeVar("C", bound=sqlite3.Connection)
@@ -75,7 +70,7 @@ class Replica:
         self._closed = False
         self._applier = self._open_applier()
         try:
-            self._files = _Files(path)
+            self._files = Files(path)
             self._system = self.connect()
             self.page_size: int = self._applier.execute("PRAGMA page_size").fetchone()[0]
             self._header = self._read_header()
@@ -257,11 +252,10 @@ class Replica:
             salt, big_endian = header.salt, header.big_endian
             content, checksum = rechain(wal, salt=salt, start=header.checksum, big_endian=big_endian)
             offset = HEADER_BYTES + count * (FRAME_HEADER_BYTES + wal.page_size)
-        _write(self._files.wal, content, offset)
+        write_at(self._files.wal, content, offset)
         index = self._files.index
         index.add(count, wal.page_numbers)
-        published = replace(
-            header,
+        published = WalIndexHeader(
             change=header.change + 1 & 0xFFFFFFFF,
             big_endian=big_endian,
             page_size=wal.page_size,
@@ -307,25 +301,3 @@ def write_database(path: Path, chunks: Iterable[bytes], *, page_size: int) -> St
             checksum.feed(chunk)
             file.write(chunk)
     return checksum
-
-
-class _Files:
-    """The descriptors beside SQLite's own. Every connection holds on to them, so they are closed last."""
-
-    def __init__(self, path: Path) -> None:
-        self._open = ExitStack()
-        self.index = WalIndex(path)
-        self._open.callback(self.index.close)
-        self.database = os.open(path, os.O_RDONLY)  # Python's descriptors are closed on exec by themselves
-        self._open.callback(os.close, self.database)
-        self.wal = os.open(f"{path}-wal", os.O_RDWR)
-        self._open.callback(os.close, self.wal)
-
-    def __del__(self) -> None:
-        self._open.close()
-
-
-def _write(descriptor: int, content: bytes | bytearray, offset: int) -> None:
-    view, done = memoryview(content), 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)

@@ -96,19 +96,19 @@ def parse(raw: bytes | bytearray, *, page_size: int | None = None) -> Wal:
     """
     header = _parse_header(raw, page_size)
     words = _frames(raw, header.page_size)
-    _verify_transaction(words, header)
+    page_numbers = words[:, _PAGE].byteswap().tolist()
+    _verify_transaction(page_numbers, words, header)
     sums = _sums(words, header.page_size, big_endian=header.big_endian)
-    _verify_checksums(words, sums, header)
     return Wal(
         raw=raw,
         page_size=header.page_size,
         salt=header.salt,
         big_endian=header.big_endian,
-        page_numbers=words[:, _PAGE].byteswap().tolist(),
+        page_numbers=page_numbers,
         database_pages=int(words[-1, _COMMIT].byteswap()),
         words=words,
         sums=sums,
-        checksum=(int(words[-1, 4].byteswap()), int(words[-1, 5].byteswap())),
+        checksum=_verify_checksums(sums, words, header),
     )
 
 
@@ -183,14 +183,9 @@ def rechain(wal: Wal, *, salt: bytes, start: Checksum, big_endian: bool) -> tupl
 
 def chain(frames: Words, sums: Words, page_size: int, start: Checksum) -> Checksum:
     """Write the checksums into `frames`, which stand behind a frame with the checksum `start`; return the last."""
-    a, b, c, d = _coefficients(page_size)[1]
-    s0, s1 = start
-    out = []
-    for x0, x1 in sums.tolist():
-        s0, s1 = (a * s0 + b * s1 + x0) & _MASK, (c * s0 + d * s1 + x1) & _MASK
-        out.append((s0, s1))
-    frames[:, _CHECKSUM] = np.array(out, np.uint32).byteswap()
-    return s0, s1
+    checksums = _run_on(sums, page_size, start)
+    frames[:, _CHECKSUM] = np.array(checksums, np.uint32).byteswap().reshape(-1, 2)
+    return checksums[-2], checksums[-1]
 
 
 def header_checksum(data: bytes, *, big_endian: bool, start: Checksum = (0, 0)) -> Checksum:
@@ -227,40 +222,49 @@ def _frames(raw: bytes | bytearray, page_size: int) -> Words:
     return np.frombuffer(raw, "<u4", offset=HEADER_BYTES).reshape(count, frame_bytes // 4)
 
 
-def _verify_transaction(words: Words, header: _Header) -> None:
-    """Everything but the checksums."""
-    _require((words[:, _SALT] == np.frombuffer(header.salt, "<u4")).all(axis=1), header, 8, "the header's salt")
-    commits = words[:, _COMMIT] != 0
-    commits[-1] = not commits[-1]
-    _require(~commits, header, 4, "exactly one transaction, its last frame the commit frame")
-    numbers = words[:, _PAGE].byteswap()
-    size = int(words[-1, _COMMIT].byteswap())
-    _require((numbers >= 1) & (numbers <= size), header, 0, f"a page number from 1 to {size}")
-    first = np.zeros(len(numbers), bool)
-    first[np.unique(numbers, return_index=True)[1]] = True
-    _require(first, header, 0, "each page once")
+def _verify_transaction(page_numbers: list[int], words: Words, header: _Header) -> None:
+    """Everything but the checksums. Lists, not numpy: most epochs are small. The place is looked for on failure."""
+    commits = words[:, _COMMIT].byteswap().tolist()
+    size, last = commits[-1], len(commits) - 1
+    if not (words[:, _SALT] == np.frombuffer(header.salt, "<u4")).all():
+        salts = (words[frame, _SALT].tobytes() for frame in range(last + 1))
+        raise _located((salt != header.salt for salt in salts), header, 8, "the header's salt")
+    if not size or any(commits[:-1]):
+        wrong = (bool(commit) != (frame == last) for frame, commit in enumerate(commits))
+        raise _located(wrong, header, 4, "exactly one transaction, its last frame the commit frame")
+    if min(page_numbers) < 1 or max(page_numbers) > size:
+        wrong = (not 1 <= number <= size for number in page_numbers)
+        raise _located(wrong, header, 0, f"a page number from 1 to {size}")
+    if len(set(page_numbers)) != len(page_numbers):
+        first: dict[int, int] = {}
+        wrong = (first.setdefault(number, frame) != frame for frame, number in enumerate(page_numbers))
+        raise _located(wrong, header, 0, "each page once")
 
 
-def _verify_checksums(words: Words, sums: Words, header: _Header) -> None:
-    stored = words[:, _CHECKSUM].byteswap()
-    _require((_before(stored, header) + sums == stored).all(axis=1), header, 16, "the checksum of the frame")
+def _verify_checksums(sums: Words, words: Words, header: _Header) -> Checksum:
+    stored = words[:, _CHECKSUM].byteswap().ravel().tolist()
+    computed = _run_on(sums, header.page_size, header.checksum)
+    if stored != computed:
+        wrong = (stored[at : at + 2] != computed[at : at + 2] for at in range(0, len(stored), 2))
+        raise _located(wrong, header, 16, "the checksum of the frame")
+    return computed[-2], computed[-1]
 
 
-def _before(stored: Words, header: _Header) -> Words:
-    """What the checksum of each frame would be if all the frame's words were zero: M**n times the one before."""
-    previous = np.empty_like(stored)
-    previous[0] = header.checksum
-    previous[1:] = stored[:-1]
-    a, b, c, d = np.array(_coefficients(header.page_size)[1], np.uint32)
-    s0, s1 = previous[:, 0], previous[:, 1]
-    return np.stack((a * s0 + b * s1, c * s0 + d * s1), axis=1)
+def _run_on(sums: Words, page_size: int, start: Checksum) -> list[int]:
+    """The checksums, s0 and s1 by turns, of frames that stand behind one with the checksum `start`."""
+    a, b, c, d = _coefficients(page_size)[1]
+    s0, s1 = start
+    out: list[int] = []
+    for x0, x1 in zip(sums[:, 0].tolist(), sums[:, 1].tolist(), strict=True):
+        s0, s1 = (a * s0 + b * s1 + x0) & _MASK, (c * s0 + d * s1 + x1) & _MASK
+        out += (s0, s1)
+    return out
 
 
-def _require(good: npt.NDArray[np.bool_], header: _Header, offset: int, expected: str) -> None:
-    """Raise WalError for the first frame that is not good, at `offset` in its header."""
-    if not good.all():
-        frame = int(np.argmin(good))
-        raise WalError(HEADER_BYTES + frame * (FRAME_HEADER_BYTES + header.page_size) + offset, expected)
+def _located(wrong: Iterable[bool], header: _Header, offset: int, expected: str) -> WalError:
+    """The error for the first frame that is wrong, at `offset` in its header."""
+    frame = next(number for number, is_wrong in enumerate(wrong) if is_wrong)
+    return WalError(HEADER_BYTES + frame * (FRAME_HEADER_BYTES + header.page_size) + offset, expected)
 
 
 def _last_images(numbers: Words, size: int) -> npt.NDArray[np.intp]:
