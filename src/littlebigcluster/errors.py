@@ -26,6 +26,8 @@ A class of its own exists only where a caller would act differently. Bad argumen
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -139,3 +141,15 @@ class PeerUnavailable(LbcError):
 
 class RequestTimeout(LbcError, TimeoutError):
     """Another node did not answer in time. It may have done what was asked, or still do it."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Around a TaskGroup: one exception comes out as itself, not as a group of one."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None

@@ -102,9 +102,8 @@ class Join:
         self._failed = False
 
     async def __aenter__(self) -> Node:
-        identity = await read_identity(self._store, expected_id=self._expected_id)
-        body = await self._store.get(names.CLUSTER)
-        await probe_exists(self._store, names.CLUSTER, body or identity.encode())
+        identity, body = await read_identity(self._store, expected_id=self._expected_id)
+        await probe_exists(self._store, names.CLUSTER, body)
         self._directory = await asyncio.to_thread(NodeDirectory, self._settings.directory)
         try:
             self._node = Node(
@@ -144,11 +143,4 @@ class Join:
         if not self._main.cancelled():
             failure = self._main.exception()
             if failure is not None and (error is None or (cancelled_by_us and kind is asyncio.CancelledError)):
-                raise _single(failure)
-
-
-def _single(failure: BaseException) -> BaseException:
-    """The one exception in a group of one."""
-    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-        failure = failure.exceptions[0]
-    return failure
+                raise failure

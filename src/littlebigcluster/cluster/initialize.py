@@ -39,7 +39,7 @@ async def initialize(store: Store, cluster_id: str, settings: ClusterSettings, *
         await probe_race(store, clock=clock)
         await _create(store, names.CLUSTER, identity.encode(), clock=clock)
     # Whoever has created the identity, it counts, and the first epoch follows from it.
-    present = await read_identity(store)
+    present, _ = await read_identity(store)
     if present.cluster_id != cluster_id or await store.get_range(names.snapshot(0), 0, 1) is not None:
         raise AlreadyInitialized(
             f'{store.url} holds cluster "{present.cluster_id}" already; join it, or use another prefix'

@@ -107,7 +107,7 @@ async def status(store: Store, *, expected_id: str | None = None) -> Status:
 
     Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable.
     """
-    identity = await read_identity(store, expected_id=expected_id)
+    identity, _ = await read_identity(store, expected_id=expected_id)
     found = await survey(store)
     if not found.snapshots:
         raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
@@ -153,7 +153,7 @@ async def history(store: Store, *, limit: int | None, expected_id: str | None = 
 @contextlib.asynccontextmanager
 async def head(store: Store, *, expected_id: str | None = None, clock: Clock) -> AsyncIterator[Head]:
     """Restore the newest state to a temporary directory and read it there. Raises what `status` raises."""
-    identity = await read_identity(store, expected_id=expected_id)
+    identity, _ = await read_identity(store, expected_id=expected_id)
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
         restored = await restore(store, identity, Path(directory), clock=clock)
         try:

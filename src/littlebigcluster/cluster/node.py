@@ -201,6 +201,8 @@ class Node:
     def _nudge(self) -> None:
         if self._follower is not None:
             self._follower.nudge()
+        if self._leadership is not None:
+            self._leadership.doubt()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +237,7 @@ class Node:
                 logger.info("not leading any more, term %d", leadership.term)
             else:
                 logger.info("another node was faster")
-        except StoreUnavailable as error:
+        except (StoreUnavailable, OSError, sqlite3.Error) as error:
             logger.error("cannot lead: %s", error)
             await asyncio.sleep(seconds(self.settings.poll_interval))
         finally:

@@ -77,7 +77,8 @@ class Writer:
         self._open: dict[Pending[Any], None] = {}  # not settled
         self._submitted = self._untaken = 0
         self._next_deadline = float("inf")
-        self._work = asyncio.Event()
+        self.work = asyncio.Event()
+        """Set while something is queued, or executed and not handed over in a batch."""
         self._closing: asyncio.Future[Batch] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped_by: ErrorFactory | None = None
@@ -111,15 +112,6 @@ class Writer:
     def vacuum(self, *, timeout: float) -> Pending[None]:
         """Queue SQLite's VACUUM, which no transaction can do. Raises like `submit`."""
         return self._submit(None, timeout)
-
-    async def wait_work(self) -> None:
-        """Until something is queued, or executed and not handed over in a batch."""
-        await self._work.wait()
-
-    @property
-    def has_work(self) -> bool:
-        """Something is queued, or executed and not handed over in a batch."""
-        return self._work.is_set()
 
     async def close_batch(self, stamp: Stamp, *, always: bool = False) -> Batch:
         """All that was submitted before this call, executed; or less, if that is too much.
@@ -181,7 +173,7 @@ class Writer:
         self._submitted += 1
         self._untaken += 1
         self._next_deadline = min(self._next_deadline, pending._deadline)
-        self._work.set()
+        self.work.set()
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         return pending
@@ -201,7 +193,7 @@ class Writer:
     def _taken(self, count: int) -> None:
         self._untaken -= count
         if not self._untaken:
-            self._work.clear()
+            self.work.clear()
 
     def _tick(self) -> None:
         """One coarse timer for all time-outs, while somebody waits."""

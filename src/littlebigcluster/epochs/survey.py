@@ -33,15 +33,15 @@ def epoch_of(info: ObjectInfo) -> int:
     return parsed[1]
 
 
-async def read_identity(store: Store, *, expected_id: str | None = None) -> Identity:
-    """Which cluster lives here. Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable."""
+async def read_identity(store: Store, *, expected_id: str | None = None) -> tuple[Identity, bytes]:
+    """Which cluster lives here, and the object that says so. Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable."""
     body = await store.get(names.CLUSTER)
     if body is None:
         raise NotInitialized(f"no cluster at {store.url}: initialize one first, with `lbc -p {store.url} init`")
     identity = Identity.decode(body, name=names.CLUSTER)
     if expected_id is not None and identity.cluster_id != expected_id:
         raise WrongCluster(f'{store.url} holds cluster "{identity.cluster_id}", not "{expected_id}"')
-    return identity
+    return identity, body
 
 
 async def survey(store: Store) -> Survey:

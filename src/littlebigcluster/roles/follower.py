@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 
 from littlebigcluster.clock import Clock
@@ -50,7 +51,7 @@ class Follower:
         while True:
             try:
                 view = await self._look(view)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, OSError, sqlite3.Error) as error:
                 self._trouble(error)
                 await self._pause(self._timing.poll_interval)
                 continue
@@ -106,12 +107,13 @@ class Follower:
             pass
         self._nudged.clear()
 
-    def _trouble(self, error: StoreUnavailable) -> None:
+    def _trouble(self, error: Exception) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            logger.warning("the store does not answer; reads go on, at epoch %d: %s", self._local.epoch.value, error)
+            what = "the store does not answer" if isinstance(error, StoreUnavailable) else "the local disk fails"
+            logger.warning("%s; reads go on, at epoch %d: %s", what, self._local.epoch.value, error)
 
     def _relief(self) -> None:
         if self._in_trouble:
             self._in_trouble = False
-            logger.info("the store answers again")
+            logger.info("following again")

@@ -17,7 +17,14 @@ from typing import Any
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Batch, Primary, Wal, Writer, parse
 from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, codec, names
-from littlebigcluster.errors import Aborted, Fenced, NotLeader, OutcomeUnknown, StoreUnavailable
+from littlebigcluster.errors import (
+    Aborted,
+    Fenced,
+    NotLeader,
+    OutcomeUnknown,
+    StoreUnavailable,
+    plain_errors,
+)
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.snapshotter import Snapshotter
@@ -29,6 +36,7 @@ logger = logging.getLogger(__name__)
 _TURNS = 3
 """Turns of the event loop in which those who were answered can write again."""
 _THREAD_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 
 
 class Leadership:
@@ -57,7 +65,14 @@ class Leadership:
         self.writer: Writer | None = None
         """Takes writes while this node leads; None before and after."""
         self._beacons = 0
+        self._doubted = False
+        self._woken = asyncio.Event()
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def doubt(self) -> None:
+        """Somebody has seen an epoch that this node does not have: look at once whether another node leads."""
+        self._doubted = True
+        self._woken.set()
 
     def stop(self) -> None:
         """Finish what is there, release the leadership, and end."""
@@ -67,7 +82,8 @@ class Leadership:
     async def run(self) -> bool:
         """Claim, lead, and end; False when the claim was lost. On return another may lead, or nobody does.
 
-        Raises StoreUnavailable when the store refuses writes for good. Cancelled, it leaves without a release.
+        Raises StoreUnavailable when the store refuses writes for good, OSError and sqlite3.Error when the local
+        disk fails. Cancelled, it leaves without a release.
         """
         writer = await self._new_writer()
         try:
@@ -79,11 +95,10 @@ class Leadership:
             snapshotter = Snapshotter(
                 self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
             )
-            async with asyncio.TaskGroup() as group:
-                background = group.create_task(snapshotter.run())
-                try:
+            with plain_errors():
+                async with asyncio.TaskGroup() as group:
+                    background = group.create_task(snapshotter.run())
                     await self._lead()
-                finally:
                     background.cancel()
             return True
         finally:
@@ -101,34 +116,36 @@ class Leadership:
             writer = self.writer
             assert writer is not None
             await self._wait(writer, for_work=True, timeout=beacon_at - now())
+            doubted, self._doubted = self._doubted, False
             if writer.broken.done():
                 self.writer = await self._replace(writer)
             elif self._stopping.done():
                 return await self._release(writer)
-            elif writer.has_work:
+            elif writer.work.is_set():
                 await self._wait(writer, for_work=False, timeout=pacing.delay(now()))
                 pacing.take(now())
                 if not await self._write(writer):
                     return None
                 beacon_at = now() + beacon_interval
-            elif now() >= beacon_at:
-                if not await self._show_life():
+            elif doubted or now() >= beacon_at:
+                alive = await self._show_life()
+                if alive is False:
                     return None
-                beacon_at = now() + beacon_interval
+                beacon_at = now() + (beacon_interval if alive else min(beacon_interval, _RETRY_SECONDS))
 
     async def _wait(self, writer: Writer, *, for_work: bool, timeout: float) -> None:
         """Until there is work, if asked for, or the writer breaks, or it is time to stop, or `timeout` is over."""
-        if timeout <= 0 or (for_work and writer.has_work):
+        if timeout <= 0 or (for_work and writer.work.is_set()):
             return
         waits: list[asyncio.Future[Any]] = [writer.broken, self._stopping]
-        work = asyncio.create_task(writer.wait_work()) if for_work else None
-        if work is not None:
-            waits.append(work)
+        if for_work:
+            self._woken.clear()
+            waits += [asyncio.create_task(event.wait()) for event in (writer.work, self._woken)]
         try:
             await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if work is not None:
-                work.cancel()
+            for wait in waits[2:]:
+                wait.cancel()
 
     async def _write(self, writer: Writer) -> bool:
         """Make what was written so far durable; False when this node is fenced."""
@@ -159,8 +176,9 @@ class Leadership:
         except Aborted:
             logger.warning("the leadership could not be released; a standby takes over after leader_timeout")
 
-    async def _show_life(self) -> bool:
-        """Write the beacon, and look whether somebody else has gone on; False when fenced."""
+    async def _show_life(self) -> bool | None:
+        """Write the beacon, and look whether somebody else has gone on; False when fenced, None when the store
+        does not tell."""
         position = self._local.log.position
         self._beacons += 1
         beacon = Beacon(self._identity.cluster_id, self.term, position.epoch, self._beacons)
@@ -169,7 +187,7 @@ class Leadership:
             return await self._local.log.is_head()
         except StoreUnavailable as error:
             logger.warning("cannot show a sign of life: %s", error)
-            return True
+            return None
 
     async def _new_writer(self) -> Writer:
         """A writer on a fresh primary, made from the replica."""
@@ -231,9 +249,11 @@ class Leadership:
         if not isinstance(outcome, Appended):
             batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))
             return False
-        await local.apply_own(wal, metadata, outcome.position, len(body))
+        try:
+            await local.apply_own(wal, metadata, outcome.position, len(body))
+        finally:
+            batch.acknowledge(epoch)  # it is durable, whatever became of the local copy
         self._on_epoch(metadata)
-        batch.acknowledge(epoch)
         return True
 
     def _encode(self, batch: Batch, leader: Leader | None) -> tuple[Wal, Metadata, bytes]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import PageSource, Readers, Replica, Wal
 from littlebigcluster.epochs import Entry, Identity, Log, Metadata, Position
-from littlebigcluster.roles.restore import Restored, SinceSnapshot, apply_entry, restore
+from littlebigcluster.roles.restore import DROPPED, Restored, SinceSnapshot, apply_entry, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
 from littlebigcluster.watch import Watch
@@ -48,9 +48,9 @@ class LocalCopy:
     async def replace(self) -> None:
         """Restore afresh and drop the present copy; reads go on meanwhile. Raises what `restore` raises."""
         old_replica, old_readers = self.replica, self.readers
-        # Nothing of the present copy is reused: it is here because it is in doubt, or far behind.
-        old_replica.path.with_name("dropped").touch()
-        restored = await restore(self._store, self._identity, self._directory, clock=self._clock)
+        # Nothing of the present copy is reused, nor at the next start: it is in doubt, or far behind.
+        old_replica.path.with_name(DROPPED).touch()
+        restored = await restore(self._store, self._identity, self._directory, clock=self._clock, afresh=True)
         self._adopt(restored)
         await old_readers.close(timeout=_CLOSE_SECONDS)
         await self.run(old_replica.close)

@@ -34,6 +34,9 @@ from littlebigcluster.store import ObjectInfo, Store
 
 logger = logging.getLogger(__name__)
 
+DROPPED = "dropped"
+"""A file of this name beside a replica says that nobody may use it any more."""
+
 _WINDOW = 16
 _MAX_CATCH_UP = 1000
 """A former copy further behind than this is not worth keeping; a snapshot is nearer."""
@@ -78,12 +81,13 @@ def apply_entry(replica: Replica, entry: Entry) -> None:
     replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
 
 
-async def restore(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored:
-    """A replica at the head of the log, in `directory`; what is there already is used if it is sound.
+async def restore(store: Store, identity: Identity, directory: Path, *, clock: Clock, afresh: bool = False) -> Restored:
+    """A replica at the head of the log, in `directory`. What a former node has left there is used if it is sound,
+    and deleted if not; `afresh` does not look at it.
 
     Raises NotInitialized, CorruptLog, FormatTooNew, StoreUnavailable.
     """
-    former = await _former(store, identity, directory, clock=clock)
+    former = None if afresh else await _former(store, identity, directory, clock=clock)
     if former is not None:
         return former
     asked_at = clock.boottime()
@@ -204,7 +208,7 @@ async def _former(store: Store, identity: Identity, directory: Path, *, clock: C
     """The copy that a former node has left, caught up; None when there is none that can be trusted."""
     result = None
     for path in sorted(directory.glob("replica-*/replica.db")):
-        if result is None and not path.with_name("dropped").exists():
+        if result is None and not path.with_name(DROPPED).exists():
             try:
                 result = await _reuse(store, identity, path, clock=clock)
             except (CorruptLog, sqlite3.Error, OSError, ValueError) as error:

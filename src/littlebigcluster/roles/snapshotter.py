@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,12 +43,13 @@ class Snapshotter:
             await self._local.epoch.until(lambda _: is_due(self._local.since_snapshot, self._settings))
             try:
                 await self.make()
-            except (StoreUnavailable, OSError) as error:
+            except (StoreUnavailable, OSError, sqlite3.Error) as error:
                 logger.warning("the snapshot failed and will be tried again: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def make(self) -> int:
-        """Make one now; returns its epoch. Raises StoreUnavailable, OSError (no space for the compressed copy)."""
+        """Make one now; returns its epoch. Raises StoreUnavailable, OSError (no space for the compressed copy),
+        sqlite3.Error."""
         local = self._local
         image, metadata, position = await local.image()
         before = replace(local.since_snapshot)
