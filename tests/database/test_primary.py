@@ -391,7 +391,7 @@ def test_a_write_that_the_system_refuses_fails_that_transaction_alone(
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
         for function in (fill(MIB), insert(bytes(500_000))):  # in a spill, and at COMMIT
-            with pytest.raises(sqlite3.OperationalError, match="full|disk I/O error"):
+            with pytest.raises(sqlite3.OperationalError, match=r"full|disk I/O error"):
                 primary.transaction(function)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -266,14 +266,17 @@ async def test_exceptions_of_the_block_come_out_as_they_are(readers: Readers) ->
 
 
 async def test_a_lease_held_idle_for_too_long_expires(hasty: Readers, database: Database) -> None:
+    released = False
     with pytest.raises(SnapshotExpired, match="max_read_age"), hasty.lease() as db:  # noqa: PT012
         cursor = db.cursor()
         database.apply("UPDATE t SET v = 1")
         assert database.is_pinned()
         await until(lambda: not database.is_pinned())  # long before the block ends
+        released = True
         for use in (db.execute, cursor.execute):
             with pytest.raises(SnapshotExpired):
                 use("SELECT v FROM t")
+    assert released
     with hasty.lease() as db:
         assert db.execute("SELECT v FROM t").fetchall() == [(1,)] * 3
 

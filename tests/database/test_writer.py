@@ -165,15 +165,15 @@ async def test_transactions_run_in_the_order_of_submission(writer: Writer) -> No
 
 
 async def test_work_wakes_the_one_who_waits_for_it(writer: Writer) -> None:
-    waiting = asyncio.ensure_future(writer.wait_work())
+    waiting = asyncio.ensure_future(writer.work.wait())
     await asyncio.sleep(0.01)
     assert not waiting.done()
     writer.submit(count, timeout=5)
     await waiting
-    await writer.wait_work()  # still: executed, perhaps, but not taken
+    await writer.work.wait()  # still: executed, perhaps, but not taken
     await writer.close_batch(stamp(1))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(writer.wait_work(), 0.01)
+        await asyncio.wait_for(writer.work.wait(), 0.01)
 
 
 async def test_a_batch_closes_early_when_it_grows_large(make: Make) -> None:
@@ -362,6 +362,21 @@ async def test_stop_fails_what_was_not_handed_over(writer: Writer, tmp_path: Pat
     assert not writer.broken.done()
 
 
+async def test_a_batch_that_arrives_after_the_stop_is_nobodys(writer: Writer) -> None:
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
+    pending = writer.submit(insert("a"), timeout=5)
+    closing = asyncio.ensure_future(writer.close_batch(stamp(1)))
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - the thread hands it over, but the event loop has no time to see it
+    writer.stop(lambda: Fenced("another node leads"))
+    for waiting in (closing, pending):
+        with pytest.raises(Fenced):
+            await waiting
+    await writer.close(timeout=5)
+    assert not unhandled
+
+
 async def test_bad_arguments_are_refused_at_the_call(writer: Writer) -> None:
     async def coroutine(db: sqlite3.Connection) -> None: ...
 
@@ -408,7 +423,7 @@ async def test_a_writer_without_a_primary_does_not_start(tmp_path: Path) -> None
 async def test_a_thousand_tasks_each_get_their_own_result(writer: Writer) -> None:
     async def lead() -> None:
         for epoch in range(1, 1_000_000):
-            await writer.wait_work()
+            await writer.work.wait()
             (await writer.close_batch(stamp(epoch))).acknowledge(epoch)
 
     async def work(number: int) -> None:

@@ -134,9 +134,7 @@ def _temporary(name: str | None, _second: str | None, _database: str | None) -> 
     return f"temp.{name}: temporary objects are not allowed: they would stay behind on this node only"
 
 
-def _named(first: str | None, second: str | None, database: str | None) -> str | None:
-    if database == "temp":
-        return _temporary(first, second, database)
+def _named(first: str | None, second: str | None, _database: str | None) -> str | None:
     return f"{first}: {_RESERVED}" if _ours(first) or _ours(second) else None
 
 
@@ -147,7 +145,7 @@ def _written(table: str | None, _column: str | None, _database: str | None) -> s
 
 
 def _inserted(table: str | None, column: str | None, database: str | None) -> str | None:
-    # CREATE TRIGGER temp.x ON main.t is not called temporary, but goes to temp.sqlite_master.
+    # CREATE TABLE temp.x is not called temporary, but goes to temp.sqlite_master.
     return _temporary(table, column, database) if database == "temp" else _written(table, column, database)
 
 
