@@ -31,6 +31,12 @@ class Files:
         self._open.close()
 
 
+class ReplicaConnection(sqlite3.Connection):
+    """A connection with room for the descriptors that must outlive it."""
+
+    files: Files
+
+
 def write_at(descriptor: int, content: bytes | bytearray, offset: int) -> None:
     """Write all of `content`. Raises OSError, possibly after a part."""
     view, done = memoryview(content), 0

@@ -47,10 +47,6 @@ _BUSY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
-class _Connection(sqlite3.Connection):
-    """With room for the descriptors that must outlive it."""
-
-
 class StateMismatch(LbcError):
     """This copy is not, or would not be, what the leader has. It must be dropped and restored afresh."""
 
@@ -151,7 +147,7 @@ class Replica:
 
     def connect(self) -> sqlite3.Connection:
         """A new connection that can only read. The caller closes it, on any thread."""
-        return self.connect_as(_Connection)
+        return self.connect_as(ReplicaConnection)
 
     def connect_as(self, factory: type[C]) -> C:
         """The same, of a class that can hold attributes."""
