@@ -53,7 +53,7 @@ class Cast:
 
     def states(self) -> list[NodeState]:
         """How each node stands, as it last said itself."""
-        slowest = min((node.epoch for node in self.alive), default=0)
+        slowest = min((node.epoch for node in self.alive if node.joined), default=0)
         while self._acknowledged_at and self._acknowledged_at[0][0] <= slowest:
             self._acknowledged_at.popleft()
         return [self._state(node) for node in self.nodes.values()]
@@ -80,6 +80,8 @@ class Cast:
 def _role(node: NodeProcess) -> str:
     if not node.alive:
         return "killed"
+    if not node.joined:
+        return "starting"
     if node.leads:
         return "leader"
     return "standby" if node.can_lead else "follower"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 import sys
@@ -165,6 +166,7 @@ def _leave_soon() -> None:
 
 if __name__ == "__main__":
     log_to(sys.stderr, verbose=True)
+    logging.getLogger("littlebigcluster").setLevel(logging.INFO)
     try:
         run(main())
     except Stopped:

@@ -13,6 +13,7 @@ from typing import Any
 from littlebigcluster.cli.demo.ledger import Outcome
 from littlebigcluster.cli.demo.messages import MAX_LINE_BYTES, Message, decode, encode
 from littlebigcluster.errors import LbcError
+from littlebigcluster.watch import Watch
 
 _FAREWELL_SECONDS = 8.0
 
@@ -42,6 +43,9 @@ class NodeProcess:
     term: int = 0
     leads: bool = False
     alive: bool = False
+    joined: bool = False
+    under_way: Watch[int] = field(default_factory=lambda: Watch(0))
+    """Writes that this node has been sent and has not answered."""
     _writes: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _asked: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
 
@@ -61,8 +65,8 @@ class NodeProcess:
             )
         self.alive = True
         self._listening = asyncio.create_task(self._listen())
-        joined = self._ask("joined", options | {"can_lead": self.can_lead})
-        await joined
+        await self._ask("joined", options | {"can_lead": self.can_lead})
+        self.joined = True
 
     @property
     def pid(self) -> int:
@@ -75,6 +79,7 @@ class NodeProcess:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._writes[number] = answer
         self._send({"do": "write", "number": number})
+        self.under_way._set(len(self._writes))
         return await answer
 
     async def numbers(self, *, at_least: int) -> list[int]:
@@ -139,6 +144,7 @@ class NodeProcess:
     def _hear(self, message: Message) -> None:
         if "number" in message:
             self._writes.pop(message["number"]).set_result(Answer(message["outcome"], message.get("epoch", 0)))
+            self.under_way._set(len(self._writes))
         elif "epoch" in message:
             self.epoch, self.rows = message["epoch"], message["rows"]
             self.term, self.leads = message["term"], message["leads"]

@@ -102,7 +102,7 @@ class Story:
             if not kept:
                 await self._cast.stop()
         pids = [node.pid for node in self._cast.alive]
-        print(farewell(self._store, self._directory, pids, kept=kept))
+        print(farewell(self._store, self._directory, pids, kept=kept), end="")
         return kept
 
     async def _act(self) -> None:
@@ -127,6 +127,8 @@ class Story:
 
     async def _kill(self, leader: NodeProcess) -> None:
         """Kill the leader, wait for the first durable write of the next one, and take the time in between."""
+        # In the middle of writes, so that some are left without an answer.
+        await leader.under_way.until(lambda writes: writes > 1)
         self.findings.acknowledged_before = len(self._ledger.acknowledged)
         leader.kill()
         killed_at = self._clock.monotonic()

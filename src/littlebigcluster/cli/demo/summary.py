@@ -94,8 +94,8 @@ def farewell(store: str, directory: Path, pids: Sequence[int], *, kept: bool) ->
         return (
             f"\nThe cluster keeps running. Join it:   {command} follower\n"
             f"Look at it:                           {command} status\n"
-            f"End it:                               kill {' '.join(map(str, pids))} && rm -r {directory}"
+            f"End it:                               kill {' '.join(map(str, pids))} && rm -r {directory}\n"
         )
     if Path(store).is_relative_to(directory):
         return ""
-    return f"\nThe nodes have ended. What they wrote is still there: {command} log"
+    return f"\nThe nodes have ended. What they wrote is still there: {command} log\n"

@@ -17,6 +17,7 @@ from rich.text import Text
 from littlebigcluster.cli.text import console
 
 _LEADER, _DEAD = "bold green", "red"
+_GONE = ("killed", "starting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,22 @@ class PlainView:
         print(f"{_stamp(elapsed_seconds)}  {what}", flush=True)
 
     def show(self, picture: Picture) -> None:
-        if picture.elapsed_seconds < self._next:
+        if picture.elapsed_seconds < self._next or not picture.nodes:
             return
         self._next = picture.elapsed_seconds + 1
-        nodes = "; ".join(
-            f"{node.name} {node.state}" + ("" if node.state == "killed" else f" epoch {node.epoch} rows {node.rows}")
-            for node in picture.nodes
-        )
         term = max((node.term for node in picture.nodes), default=0)
-        self.event(picture.elapsed_seconds, f"  term {term}, {picture.acknowledged} acknowledged; {nodes}")
+        behind = max((node.behind_seconds for node in picture.nodes), default=0.0)
+        rows = ", ".join(f"{node.name} {_brief(node)}" for node in picture.nodes)
+        what = (
+            f"term {term}, {picture.acknowledged:,} acknowledged, at most {behind * 1000:.0f} ms behind; rows: {rows}"
+        )
+        self.event(picture.elapsed_seconds, f"  {what}")
+
+
+def _brief(node: NodeState) -> str:
+    if node.state in _GONE:
+        return node.state
+    return f"{node.rows:,}" + (f" ({node.state})" if node.state == "leader" else "")
 
 
 class LiveView:
@@ -126,8 +134,11 @@ def _table(picture: Picture) -> Table:
         table.add_column(name, justify="right", min_width=6)
     for node in picture.nodes:
         style = {"leader": _LEADER, "killed": _DEAD}.get(node.state, "")
-        gone = node.state in ("killed", "starting")
-        numbers = ("", "", "", "") if gone else (str(node.term), str(node.epoch), f"{node.rows:,}", _behind(node))
+        numbers = (
+            ("", "", "", "")
+            if node.state in _GONE
+            else (str(node.term), str(node.epoch), f"{node.rows:,}", _behind(node))
+        )
         table.add_row(node.name, str(node.pid or ""), node.state, *numbers, style=style)
     return table
 
