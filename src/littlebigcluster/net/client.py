@@ -41,8 +41,11 @@ _LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
 # "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
 _NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
 _URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
-_WINDOW_BYTES = 1 << 20
-_CONNECTION_WINDOW_BYTES = 16 << 20
+
+# What a stream, and all of them, may have under way unread. Generous, because a stream that has used up its window
+# can hold up the others on the same connection (see Server).
+_WINDOW_BYTES = 8 << 20
+_CONNECTION_WINDOW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from littlebigcluster.net.tls import PeerName, peer_name
 JSON = {"content-type": "application/json"}
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """Raised by a handler to answer with an error status and a sentence for the caller."""
 
     def __init__(self, status: int, reason: str, *, headers: Mapping[str, str] | None = None) -> None:
@@ -152,6 +152,8 @@ async def send_answer(answer: Answer, send: Send) -> None:
     if isinstance(answer.body, bytes):
         await send({"type": "http.response.body", "body": answer.body})
         return
+    # Servers hold the head back until the first piece; this one may be long in coming.
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
     async for piece in answer.body:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

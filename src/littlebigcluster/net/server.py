@@ -48,9 +48,13 @@ class Server:
     the application then decides by `peer_name(scope)`. What the client showed is in `scope["extensions"]["tls"]`.
     Without `tls`, clear-text HTTP/2 with prior knowledge is spoken.
 
-    `max_request_bytes` bounds one request's body (413 above it, 0 means no limit). `stall_seconds` is how long a
-    response may wait for a client that does not read. `drain_seconds` is the longest a connection may live on
-    after `stop` or `reload`.
+    `max_request_bytes` bounds one request's body (413 above it, 0 means no limit). `drain_seconds` is the longest
+    a connection may live on after `stop` or `reload`.
+
+    A client that does not read holds the application back in `send()`, with at most 2 MiB waiting per connection.
+    These are shared: while one stream has used them up, no other answer leaves on the same connection. After
+    `stall_seconds` the stream that is not read is reset. So a stream that may stall is better read over a
+    connection (a `Client`) of its own.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Server:
         tls: NodeIdentity | None,
         client_certificates: ClientCertificates = "required",
         max_request_bytes: int = 64 << 20,
-        stall_seconds: float = 20.0,
+        stall_seconds: float = 10.0,
         drain_seconds: float = 10.0,
     ) -> None:
         self._app = app
@@ -188,12 +192,16 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self._requests.add(task)
-        begun = False
+        begun = left = False
 
         async def observed_send(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, left
             begun = True
-            await send(message)
+            try:
+                await send(message)
+            except OSError:
+                left = True
+                raise
 
         try:
             scope["state"] = self._lifespan.state.copy()
@@ -210,7 +218,11 @@ class Server:
         except Exception:
             # Not raised on: the library would print it, whole, to stderr. An answer that was begun and is left
             # incomplete is reset, so that no client takes it for whole.
-            _log.exception("%s %s failed", scope.get("method", "websocket"), scope["path"][:200])
+            what = scope.get("method", "websocket"), scope["path"][:200]
+            if left:
+                _log.debug("%s %s: the client left", *what)
+                return
+            _log.exception("%s %s failed", *what)
             if not begun and scope["type"] == "http":
                 await _answer(send, 500, b"internal error\n")
         finally:
@@ -258,7 +270,10 @@ class _Generation:
         if tls is not None:
             parts = (tls.cert_pem.encode(), tls.key_pem.encode(), tls.ca_bundle_pem.encode())
             material = TlsMaterial(*parts)
-        self._prepared = prepare_tls(config, material)
+        try:
+            self._prepared = prepare_tls(config, material)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the certificate, the key or the CA bundle cannot be used: {error}") from None
         self.native = h2corn.Server(app, config)
 
     async def serve(self, descriptor: int) -> None:
