@@ -43,7 +43,9 @@ class Place:
         return Cluster(self.store, id=self.cluster_id)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
     "-p",
     "--store",
@@ -58,6 +60,8 @@ class Place:
 @click.pass_context
 def cli(context: click.Context, store: str | None, cluster_id: str | None, verbose: bool) -> None:
     """LittleBigCluster: cluster applications on nothing but an object store."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
     context.obj = Place(store, cluster_id)
     # What init, leader and follower tell is their output; elsewhere logs keep out of it.
     tells = context.invoked_subcommand in ("init", "leader", "follower")
@@ -182,8 +186,10 @@ def _exit_code() -> int:
         cli.main(prog_name="lbc", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        print(f"Error: {one_line(error.format_message()).rstrip('.')}{hint}", file=sys.stderr)
+        return _FAILED
     except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
         return 130
     except Stopped as stopped:

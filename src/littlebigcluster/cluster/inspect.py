@@ -27,7 +27,7 @@ from littlebigcluster.epochs import (
     survey,
     survey_all,
 )
-from littlebigcluster.errors import NotInitialized
+from littlebigcluster.errors import NotAllowed, NotInitialized
 from littlebigcluster.roles import restore
 from littlebigcluster.store import Store
 
@@ -98,6 +98,8 @@ class Head:
             cursor = self._connection.execute(sql, parameters)
             rows = cursor.fetchall()
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY:
+                raise NotAllowed("this copy is only for reading; write through a node of the cluster") from error
             raise self._guard.translate(error) from error
         return Rows([column[0] for column in cursor.description or ()], rows)
 
