@@ -1,4 +1,4 @@
-"""Making a cluster: identity, then the snapshot of epoch 0."""
+"""Making a cluster: identity, certificate authority, then the snapshot of epoch 0."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.certificates import create_authority
 from littlebigcluster.database import StateChecksum, write_initial_database
 from littlebigcluster.epochs import FORMAT_VERSION, Identity, Metadata, codec, names, read_identity
 from littlebigcluster.errors import AlreadyInitialized, StoreUnavailable
@@ -15,14 +16,14 @@ from littlebigcluster.settings import ClusterSettings
 from littlebigcluster.store import Mine, Store, Theirs, Unresolved, probe_race, put_if_absent
 
 _DEADLINE_SECONDS = 60.0
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 
 def check_id(cluster_id: str) -> str:
-    """Raises ValueError unless `cluster_id` is 1 to 100 letters, digits, dots, dashes or underscores."""
+    """Raises ValueError unless `cluster_id` is 1 to 60 letters, digits, dots, dashes or underscores."""
     if not _ID.fullmatch(cluster_id):
         raise ValueError(
-            f"a cluster id is 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit,"
+            f"a cluster id is 1 to 60 letters, digits, '.', '_' or '-', beginning with a letter or digit,"
             f" not {cluster_id!r}"
         )
     return cluster_id
@@ -46,6 +47,7 @@ async def initialize(store: Store, cluster_id: str, settings: ClusterSettings, *
         )
     if (await store.list(names.LOG_PREFIX))[:1]:
         raise AlreadyInitialized(f'{store.url} holds cluster "{present.cluster_id}" and its log already; join it')
+    await create_authority(store, cluster_id, 1, clock=clock)
     body = await asyncio.to_thread(_first_snapshot, present, clock)
     await _create(store, names.snapshot(0), body, clock=clock)
     return present

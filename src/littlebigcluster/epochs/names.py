@@ -10,6 +10,8 @@ LAST_SNAPSHOT = DIRECTORY + ".last_snapshot"
 LAST_RETAINED = DIRECTORY + ".last_retained"
 BEACON = DIRECTORY + ".beacon"
 
+AUTHORITIES = DIRECTORY + "ca/"
+
 LOG_PREFIX = DIRECTORY + "0"
 """What all snapshots and epochs begin with (below epoch 10**19), and nothing else: for listing."""
 
@@ -32,6 +34,17 @@ def parse(name: str) -> tuple[str, int] | None:
     """("wal" or "db", epoch) for a name of the log, None for any other."""
     match = _LOG_NAME.fullmatch(name)
     return (match[2], int(match[1])) if match else None
+
+
+def authority(number: int) -> str:
+    """The name of a certificate authority of the cluster."""
+    return f"{AUTHORITIES}{_digits(number)}.json"
+
+
+def parse_authority(name: str) -> int | None:
+    """The number of the certificate authority of this name, None for any other name."""
+    match = re.fullmatch(re.escape(AUTHORITIES) + r"([0-9]{20})\.json", name)
+    return int(match[1]) if match else None
 
 
 def marker(epoch: int) -> bytes:

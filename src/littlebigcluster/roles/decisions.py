@@ -56,6 +56,11 @@ class Timing:
     poll_interval: float
 
     @property
+    def fed_poll_interval(self) -> float:
+        """Between two looks of a node that the leader feeds."""
+        return max(self.poll_interval, self.leader_timeout * 3 / 4)
+
+    @property
     def longest_gap(self) -> float:
         """Two looks further apart than this do not belong to one watch."""
         return max(self.leader_timeout / 2, 3 * self.poll_interval)

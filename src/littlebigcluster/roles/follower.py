@@ -1,4 +1,8 @@
-"""The follower loop: look for the next epoch, apply it, and say when it is time to claim."""
+"""The follower loop: get the next epoch, apply it, and say when it is time to claim.
+
+Epochs come from the store, by polling. While the leader feeds this node they are handed in by `offer` as soon as they
+are durable, and the store is polled rarely, to be sure. What is handed in is checked like what is read.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,21 @@ from collections.abc import Callable
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import StateMismatch
-from littlebigcluster.epochs import AtHead, Beacon, Entry, Gone, Leader, Metadata, names
+from littlebigcluster.epochs import AtHead, Beacon, Entry, Gone, Leader, Metadata, check_follows, codec, names
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
 from littlebigcluster.roles import decisions
-from littlebigcluster.roles.decisions import Claim, Timing, View
+from littlebigcluster.roles.decisions import Claim, Timing
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
 
+MAX_OFFERED_BYTES = 32 << 20
+"""So much of what was handed in may wait to be applied; the rest is fetched from the store."""
+
 
 class Follower:
-    """Keeps the local copy at the head of the log, by polling the store."""
+    """Keeps the local copy at the head of the log."""
 
     def __init__(
         self,
@@ -35,77 +42,145 @@ class Follower:
     ) -> None:
         self._store, self._local, self._timing, self._clock = store, local, timing, clock
         self._me, self._can_lead, self._on_epoch = me, can_lead, on_epoch
-        self._nudged = asyncio.Event()
+        self._view = self._begin()
+        self._woken = asyncio.Event()
+        self._look_at = clock.monotonic()
+        self._fed = False
+        self._offered: dict[int, bytes] = {}
         self._in_trouble = False
 
     def nudge(self) -> None:
-        """Look at once, do not wait for the next poll."""
-        self._nudged.set()
+        """Look at the store at once, do not wait for the next poll."""
+        self._look_at = self._clock.monotonic()
+        self._woken.set()
+
+    def offer(self, epoch: int, body: bytes) -> None:
+        """The leader says that this epoch is durable, and hands it over."""
+        if sum(map(len, self._offered.values())) + len(body) <= MAX_OFFERED_BYTES:
+            self._offered[epoch] = body
+            self._woken.set()
+        else:
+            self.nudge()
+
+    def heard_leader(self, term: int) -> None:
+        """The leader of `term` has answered this node."""
+        self._view = decisions.heard_leader(self._view, term, self._clock.monotonic())
+
+    def feed(self, on: bool) -> None:
+        """Whether the leader hands over epochs from now on."""
+        self._fed = on
+        self._offered.clear()
+        self.nudge()
 
     async def run(self) -> Claim:
         """Follow until it is time to claim; for ever on a node that cannot lead.
 
         Raises CorruptLog and FormatTooNew when the log itself cannot be followed.
         """
-        view = decisions.begin(self._local.metadata.term, self._local.metadata.leader, self._clock.monotonic())
         while True:
             try:
-                view = await self._look(view)
+                pause = await self._step()
             except (StoreUnavailable, OSError, sqlite3.Error) as error:
                 self._trouble(error)
-                await self._pause(self._timing.poll_interval)
-                continue
-            self._relief()
-            action = decisions.decide(
-                view,
-                self._clock.monotonic(),
-                self._timing,
-                me=self._me,
-                can_lead=self._can_lead,
-                patience=self._clock.random(),
-            )
-            if isinstance(action, Claim):
-                return action
-            if action.seconds:
-                await self._pause(action.seconds)
+                self._look_at = self._clock.monotonic() + self._timing.poll_interval
+                pause = self._timing.poll_interval
+            else:
+                self._relief()
+            if isinstance(pause, Claim):
+                return pause
+            if pause > 0:
+                await self._pause(pause)
 
-    async def _look(self, view: View) -> View:
-        """One look at the store, and what it tells."""
-        local = self._local
+    async def _step(self) -> float | Claim:
+        """Apply what was handed in, look if it is time to; then how long to wait, or a claim."""
         try:
-            found = await local.log.next()
-            if isinstance(found, Entry):
-                await local.apply_entry(found)
+            if await self._apply_offered():
+                return 0.0
+            if self._clock.monotonic() < self._look_at:
+                return self._look_at - self._clock.monotonic()
+            if await self._look():
+                return 0.0
         except CorruptLog as error:
-            return await self._restore_afresh(f"the log cannot be followed here: {error}")
+            await self._restore_afresh(f"the log cannot be followed here: {error}")
+            return 0.0
         except StateMismatch as error:
-            return await self._restore_afresh(f"the local copy differs from the leader's: {error}")
-        if isinstance(found, Gone):
-            return await self._restore_afresh("the log behind the local copy is gone")
+            await self._restore_afresh(f"the local copy differs from the leader's: {error}")
+            return 0.0
         now = self._clock.monotonic()
-        if isinstance(found, Entry):
-            self._on_epoch(found.metadata)
-            return decisions.saw_epoch(view, found.metadata, now)
-        assert isinstance(found, AtHead)
-        view = decisions.saw_nothing(view, now, self._timing)
-        if self._can_lead and decisions.wants_beacon(view, now, self._timing):
-            beacon = Beacon.decode(await self._store.get(names.BEACON))
-            view = decisions.saw_beacon(view, beacon, self._clock.monotonic())
-        return view
+        action = decisions.decide(
+            self._view, now, self._timing, me=self._me, can_lead=self._can_lead, patience=self._clock.random()
+        )
+        if isinstance(action, Claim):
+            return action
+        wait = self._timing.fed_poll_interval if self._fed else action.seconds
+        self._look_at = now + wait
+        return wait
 
-    async def _restore_afresh(self, reason: str) -> View:
+    async def _apply_offered(self) -> bool:
+        """Apply the next epoch if it was handed in."""
+        at = self._local.log.position
+        body = self._offered.pop(at.epoch + 1, None)
+        for epoch in [epoch for epoch in self._offered if epoch <= at.epoch]:
+            del self._offered[epoch]
+        if body is None:
+            if self._offered:  # there is a hole before what was handed in
+                self._look_at = self._clock.monotonic()
+            return False
+        try:
+            entry = codec.decode(body, name=names.wal(at.epoch + 1))
+            check_follows(entry, at, cluster_id=self._local.cluster_id)
+        except CorruptLog as error:
+            # The store is the authority; what it holds will tell.
+            logger.warning("the leader handed over something else than the next epoch: %s", error)
+            self._look_at = self._clock.monotonic()
+            return False
+        await self._local.apply_entry(entry)
+        self._saw(entry)
+        return True
+
+    async def _look(self) -> bool:
+        """One look at the store; True when it brought the copy further."""
+        found = await self._local.log.next()
+        if isinstance(found, Gone):
+            await self._restore_afresh("the log behind the local copy is gone")
+            return True
+        if isinstance(found, Entry):
+            await self._local.apply_entry(found)
+            self._saw(found)
+            return True
+        assert isinstance(found, AtHead)
+        now = self._clock.monotonic()
+        self._view = decisions.saw_nothing(self._view, now, self._timing)
+        if self._can_lead and decisions.wants_beacon(self._view, now, self._timing):
+            beacon = Beacon.decode(await self._store.get(names.BEACON))
+            self._view = decisions.saw_beacon(self._view, beacon, self._clock.monotonic())
+        return False
+
+    def _saw(self, entry: Entry) -> None:
+        self._view = decisions.saw_epoch(self._view, entry.metadata, self._clock.monotonic())
+        if entry.metadata.leader is None:
+            self._look_at = self._clock.monotonic()
+        self._on_epoch(entry.metadata)
+
+    def _begin(self) -> decisions.View:
+        metadata = self._local.metadata
+        return decisions.begin(metadata.term, metadata.leader, self._clock.monotonic())
+
+    async def _restore_afresh(self, reason: str) -> None:
         logger.warning("restoring from the store: %s", reason)
         await self._local.replace()
+        self._offered.clear()
+        self._view = self._begin()
         self._on_epoch(self._local.metadata)
-        return decisions.begin(self._local.metadata.term, self._local.metadata.leader, self._clock.monotonic())
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._nudged.wait()
-        except TimeoutError:
-            pass
-        self._nudged.clear()
+        if not self._woken.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+        self._woken.clear()
 
     def _trouble(self, error: Exception) -> None:
         if not self._in_trouble:

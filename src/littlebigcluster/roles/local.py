@@ -33,6 +33,7 @@ class LocalCopy:
     ) -> None:
         self._store, self._identity, self._directory = store, identity, directory
         self._settings, self._clock = settings, clock
+        self.cluster_id = identity.cluster_id
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lbc-apply")
         self.epoch: Watch[int] = Watch(-1)
         self.replica: Replica

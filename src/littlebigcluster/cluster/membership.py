@@ -1,0 +1,168 @@
+"""Who belongs to the cluster. Pure: no I/O, no clock; times are passed in.
+
+Each member reports to the leader; the leader keeps the `Roster` and gives every node the same numbered `Members`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+from uuid import UUID
+
+MAX_METADATA_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of the cluster, as it has described itself."""
+
+    id: UUID
+    address: str
+    """host:port, as other nodes reach it."""
+    az: str = ""
+    roles: tuple[str, ...] = ()
+    can_lead: bool = False
+    version: str = ""
+    """Of LittleBigCluster on that node."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the application wants others to know; JSON."""
+    epoch: int = -1
+    """The newest epoch it has applied, as far as the leader knows."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "address": self.address,
+            "az": self.az,
+            "roles": list(self.roles),
+            "can_lead": self.can_lead,
+            "version": self.version,
+            "metadata": dict(self.metadata),
+            "epoch": self.epoch,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Raises ValueError, TypeError or KeyError for what is no member."""
+        roles, metadata = value["roles"], value["metadata"]
+        if not isinstance(roles, list) or not isinstance(metadata, dict):
+            raise TypeError("roles are a list, metadata is an object")
+        return cls(
+            UUID(value["id"]),
+            str(value["address"]),
+            str(value["az"]),
+            tuple(map(str, roles)),
+            bool(value["can_lead"]),
+            str(value["version"]),
+            metadata,
+            int(value["epoch"]),
+        )
+
+    def same_but_epoch(self, other: Member) -> bool:
+        """Whether nothing has changed but how far it has come."""
+        return replace(self, epoch=other.epoch) == other
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The member list of one moment. `(term, number)` grows with each change; the same number is the same list,
+    but for the epochs."""
+
+    term: int = 0
+    number: int = 0
+    all: tuple[Member, ...] = ()
+    """Sorted by id, which is the order in which they joined."""
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def get(self, id: UUID) -> Member | None:
+        """The member with this id, None if it is none."""
+        return next((member for member in self.all if member.id == id), None)
+
+    def with_role(self, role: str) -> list[Member]:
+        """The members that have this role."""
+        return [member for member in self.all if role in member.roles]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"term": self.term, "number": self.number, "members": [member.to_json() for member in self.all]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        return cls(int(value["term"]), int(value["number"]), tuple(map(Member.from_json, value["members"])))
+
+
+class DuplicateMember(Exception):
+    """Two live nodes claim one id."""
+
+
+class Roster:
+    """The leader's list. Begins with the view that the former leader gave, and hears the members anew.
+
+    Invariant: `members` holds exactly the members heard within `timeout`, after `expire`.
+    """
+
+    def __init__(self, term: int, me: Member, last: Members, now: float, timeout: float) -> None:
+        self._timeout, self._me = timeout, me.id
+        self._heard = {member.id: now for member in last if member.id != me.id}
+        self._sessions: dict[UUID, str] = {}
+        self._members = {member.id: member for member in last} | {me.id: me}
+        self.members = Members(term, 1, self._sorted())
+
+    def report(self, member: Member, session: str, now: float) -> None:
+        """A member has said what it is. `session` tells two processes apart that claim one id.
+
+        Raises DuplicateMember when another process is alive under this id.
+        """
+        known = self._sessions.get(member.id)
+        if member.id == self._me or (known not in (None, session) and now - self._heard[member.id] < self._timeout):
+            raise DuplicateMember(f"{member.id} is the id of another node that is alive")
+        self._sessions[member.id] = session
+        self._heard[member.id] = now
+        self._put(member)
+
+    def heard(self, id: UUID, now: float, epoch: int | None = None) -> None:
+        """A sign of life, with how far it has come."""
+        member = self._members.get(id)
+        if member is not None and id in self._heard:
+            self._heard[id] = now
+            if epoch is not None:
+                self._put(replace(member, epoch=epoch))
+
+    def advance(self, epoch: int) -> None:
+        """The leader itself has come to this epoch."""
+        self._put(replace(self._members[self._me], epoch=epoch))
+
+    def goodbye(self, id: UUID) -> None:
+        """It leaves."""
+        if id in self._heard:
+            self._remove([id])
+
+    def expire(self, now: float) -> None:
+        """Remove who was silent for too long."""
+        self._remove([id for id, heard in self._heard.items() if now - heard >= self._timeout])
+
+    def _put(self, member: Member) -> None:
+        former = self._members.get(member.id)
+        self._members[member.id] = member
+        if former is None or not former.same_but_epoch(member):
+            self._renumber()
+        elif former != member:
+            self.members = replace(self.members, all=self._sorted())
+
+    def _remove(self, ids: list[UUID]) -> None:
+        for id in ids:
+            del self._members[id], self._heard[id]
+            self._sessions.pop(id, None)
+        if ids:
+            self._renumber()
+
+    def _renumber(self) -> None:
+        self.members = Members(self.members.term, self.members.number + 1, self._sorted())
+
+    def _sorted(self) -> tuple[Member, ...]:
+        return tuple(sorted(self._members.values(), key=lambda member: member.id))
