@@ -331,6 +331,16 @@ def test_what_gets_past_all_guards_breaks_the_primary(primary: Primary) -> None:
         primary.take()
 
 
+def test_a_transaction_that_was_ended_and_begun_again_is_noticed(primary: Primary) -> None:
+    def hostile(db: sqlite3.Connection) -> None:
+        insert("x")(db)
+        primary._run("COMMIT")
+        primary._run("BEGIN")
+
+    with pytest.raises(PrimaryBroken):
+        primary.transaction(hostile)
+
+
 def test_a_write_outside_of_a_transaction_is_noticed(primary: Primary) -> None:
     kept: list[sqlite3.Cursor] = []
     primary.transaction(lambda db: kept.append(sqlite3.Cursor(db)))
