@@ -47,7 +47,8 @@ async def peer(identity: NodeIdentity, *arguments: str, prefix: tuple[str, ...] 
     try:
         yield Peer(process)
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.communicate()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import Callable
@@ -114,10 +115,8 @@ async def test_a_body_above_the_limit_is_refused(app: ContractApp, mint: Mint) -
     ids=["too large", "too many"],
 )
 async def test_headers_above_the_limits_are_refused(client: Client, headers: dict[str, str], status: int) -> None:
-    try:
+    with contextlib.suppress(PeerUnavailable):  # the client's library may refuse to send so much
         assert (await client.request("GET", "/hello", headers=headers)).status == status
-    except PeerUnavailable:
-        pass  # the client's library may refuse to send so much
     assert (await client.request("GET", "/hello")).status == 200
 
 

@@ -1,0 +1,35 @@
+"""How many streams may be reset, and when again."""
+
+from __future__ import annotations
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.net.client import ResetBudget
+
+
+class Hand(Clock):
+    time = 0.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+def test_the_budget_is_spent_and_comes_back() -> None:
+    clock = Hand()
+    budget = ResetBudget(clock, limit=3, window_seconds=10)
+    assert [budget.spend() for _ in range(5)] == [True, True, True, False, False]
+    clock.time = 9.9
+    assert not budget.spend()
+    clock.time = 10.0
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+
+
+def test_no_window_holds_more_than_the_limit() -> None:
+    clock = Hand()
+    budget = ResetBudget(clock, limit=5, window_seconds=10)
+    spent = []
+    for _ in range(200):
+        clock.time += 0.7
+        if budget.spend():
+            spent.append(clock.time)
+    assert all(sum(start <= at < start + 10 for at in spent) <= 5 for start in spent)
+    assert len(spent) > 60
