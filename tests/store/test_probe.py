@@ -63,10 +63,26 @@ def memory(clock: Clock) -> Store:
     return open_store("memory://", clock=clock)
 
 
-@pytest.mark.parametrize("kind", [Ignoring, Racy, Overwriting])
-async def test_unsafe_store_is_refused_by_name(memory: Store, clock: Clock, kind: type[Wrapper]) -> None:
+class Stale(Wrapper):
+    """Creates rightly, and may read something else afterwards."""
+
+    async def get(self, key: str) -> bytes | None:
+        return b"from a cache"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Ignoring, "16 of 16 concurrent creates of .lbc/probe-"),
+        (Racy, "of 16 concurrent creates"),
+        (Overwriting, "of 16 concurrent creates"),
+        (Stale, "did not read as what its only creator wrote"),
+    ],
+)
+async def test_unsafe_store_is_refused_by_name(memory: Store, clock: Clock, kind: type[Wrapper], said: str) -> None:
     with pytest.raises(UnsafeStore, match="memory:// does not honour conditional creates") as caught:
         await probe_race(kind(memory), clock=clock)
+    assert said in str(caught.value)
     assert "Use a store that" in str(caught.value)
     assert await memory.list("") == []
 

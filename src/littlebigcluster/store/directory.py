@@ -192,8 +192,7 @@ class DirectoryStore:
         try:
             return disk.open_new(self._temporary / name)
         except FileNotFoundError:
-            # Somebody removed the whole directory since.
-            self._settled.clear()
+            # Somebody has removed the whole directory since.
             self._settle(self._temporary)
             return disk.open_new(self._temporary / name)
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from littlebigcluster.clock import Clock
 
 from .base import ObjectInfo
-from .keys import TEMPORARY, is_key
+from .keys import is_key
 
 fcntl: Any
 try:
@@ -118,7 +118,7 @@ def walk(root: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
             continue
         for entry in entries:
             key = inside + entry.name
-            if entry.name == TEMPORARY or not is_key(key):
+            if not is_key(key):  # temporary files, and what others have put there
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if _may_hold(key + "/", prefix, start_after):
