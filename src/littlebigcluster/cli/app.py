@@ -99,10 +99,9 @@ def _member_options(command: F) -> F:
         click.option(
             "--directory",
             type=click.Path(path_type=Path, file_okay=False),
+            metavar="PATH",
             help="Keep the local copy here, which makes the next start faster. One per node; a cache, no more.",
         ),
-        _seconds("leader-timeout", "So long without a sign of life of the leader, and a standby takes over."),
-        _seconds("epoch-interval", "Between epochs on average; 0 writes as fast as the store can."),
         _seconds("poll-interval", "Between two looks for the next epoch."),
     ]
     for option in reversed(options):
@@ -112,6 +111,8 @@ def _member_options(command: F) -> F:
 
 @cli.command()
 @_member_options
+@_seconds("leader-timeout", "So long without a sign of life of the leader, and this node takes over.")
+@_seconds("epoch-interval", "Between epochs on average, while this node leads; 0 writes as fast as the store can.")
 @click.pass_obj
 def leader(place: Place, /, az: str, **settings: Any) -> None:
     """Join, and lead as soon as nobody else does. Several may run: all but one stand by."""
@@ -163,7 +164,7 @@ def log(place: Place, limit: int, as_json: bool) -> None:
 @cli.command()
 @click.option("--keep", is_flag=True, help="Leave the cluster running at the end, and say how to join it.")
 @click.option(
-    "--seconds", type=click.FloatRange(0.5, 600), default=8.0, show_default=True,
+    "--seconds", type=click.FloatRange(0.5, 600), default=8.0, show_default=True, metavar="SECONDS",
     help="How long to write before the leader is killed, and again after.",
 )  # fmt: skip
 @click.pass_obj

@@ -1,0 +1,78 @@
+"""The proof of the demo must fail when anything is wrong."""
+
+from __future__ import annotations
+
+from littlebigcluster.cli.demo.ledger import Ledger
+from littlebigcluster.cli.demo.summary import Findings, summary
+
+
+def ledger() -> Ledger:
+    """Writes 1 to 4 acknowledged, 5 refused, 6 and 7 without an answer."""
+    made = Ledger()
+    for number in (1, 2, 3, 4):
+        made.record(number, "acknowledged", latency_seconds=number / 1000, epoch=number + 10)
+    made.record(5, "refused", latency_seconds=9.0)
+    made.record(6, "unknown", latency_seconds=9.0)
+    made.record(7, "unknown", latency_seconds=9.0)
+    return made
+
+
+def test_rows_that_agree_hold_whatever_became_of_the_unknown_ones() -> None:
+    for rows in ([1, 2, 3, 4], [4, 3, 2, 1, 6], [1, 2, 3, 4, 6, 7]):
+        verdict = ledger().check(rows)
+        assert verdict.holds
+        assert verdict.rows == len(rows)
+        assert verdict.unknown_present == len(rows) - 4
+
+
+def test_an_acknowledged_row_that_is_missing_is_lost() -> None:
+    verdict = ledger().check([1, 2, 4])
+    assert (verdict.lost, verdict.holds) == ({3}, False)
+
+
+def test_a_refused_row_is_a_phantom() -> None:
+    assert ledger().check([1, 2, 3, 4, 5]).phantom == {5}
+
+
+def test_a_row_that_nobody_wrote_is_a_phantom() -> None:
+    assert ledger().check([1, 2, 3, 4, 8]).phantom == {8}
+
+
+def test_a_row_that_is_there_twice_is_a_phantom() -> None:
+    verdict = ledger().check([1, 2, 2, 3, 4])
+    assert (verdict.phantom, verdict.holds) == ({2}, False)
+
+
+def test_only_acknowledged_writes_count_for_the_latency() -> None:
+    assert ledger().latency_seconds(0.5) == 0.003
+    assert ledger().latency_seconds(0.99) == 0.004
+    assert Ledger().latency_seconds(0.5) == 0.0
+    assert ledger().last_epoch == 14
+
+
+def findings(**rows: list[int]) -> Findings:
+    made = Findings(ledger())
+    for place, numbers in rows.items():
+        made.verdicts[place] = made.ledger.check(numbers)
+    return made
+
+
+def test_the_proof_holds_when_all_places_agree() -> None:
+    made = findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4, 6])
+    assert made.holds
+    assert "PASSED" in summary(made)
+
+
+def test_the_proof_fails_when_places_differ() -> None:
+    made = findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4])
+    assert not made.holds
+    assert "FAILED: a has 5 rows, 0 lost, 0 phantom; b has 4 rows" in summary(made)
+
+
+def test_the_proof_fails_when_anything_is_lost_or_too_much() -> None:
+    assert not findings(a=[1, 2, 3], b=[1, 2, 3]).holds
+    assert not findings(a=[1, 2, 3, 4, 5], b=[1, 2, 3, 4, 5]).holds
+
+
+def test_nothing_written_proves_nothing() -> None:
+    assert not Findings(Ledger()).holds

@@ -1,0 +1,148 @@
+"""init, leader and follower, as processes on a directory."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.programs import EXAMPLE, error_line, output, run, running
+
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
+HEADER = "│   │ UUID(1)                              │ Address │ AZ  │ Roles │\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """The path of a store with a cluster."""
+    path = str(tmp_path / "store")
+    output("-p", path, "init", "--id", "lol")
+    return path
+
+
+def log_of(store: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output("-p", store, "log", "--json").splitlines()]
+
+
+def test_init_prints_what_the_original_prints(tmp_path: Path) -> None:
+    lines = output("-p", str(tmp_path), "init").splitlines()
+    assert re.fullmatch(f"{STAMP}  INFO lbc: Initializing cluster\\.\\.\\.", lines[0])
+    assert re.fullmatch(f"{STAMP}  INFO lbc: Cluster initialized!", lines[1])
+    assert len(lines) == 2
+
+
+def test_init_takes_the_settings_of_the_cluster(tmp_path: Path) -> None:
+    output("-p", str(tmp_path), "init", "--id", "mine", "--page-size", "512", "--compression", "none")
+    status = json.loads(output("-p", str(tmp_path), "status", "--json"))
+    assert (status["cluster_id"], status["page_size"], status["compression"]) == ("mine", 512, "none")
+
+
+def test_a_second_init_is_refused_in_one_line(store: str) -> None:
+    assert 'holds cluster "lol" already' in error_line("-p", store, "init")
+
+
+def test_joining_nothing_says_what_to_do(tmp_path: Path) -> None:
+    assert "init" in error_line("-p", str(tmp_path), "leader")
+
+
+def test_leader_tells_its_way_to_the_leadership(store: str) -> None:
+    with running("-p", store, "leader") as leader:
+        leader.until("Leader changed:")
+        leader.until("└")
+        text = "".join(leader.seen)
+        steps = ["Joining cluster...", "Joined cluster!", "Initial members:", "Waiting for leadership..."]
+        steps += ["We are the new leader!", "Leader changed:"]
+        for step in steps:
+            assert re.search(f"^{STAMP}  INFO lbc\\.leader: {re.escape(step)}$", text, re.MULTILINE), step
+        assert [text.index(step) for step in steps] == sorted(text.index(step) for step in steps)
+        assert HEADER in text
+        assert re.search(rf"^│ \* │ {UUID} │         │ AZ0 │       │$", text, re.MULTILINE)
+        assert re.search(rf"^│ \*L │ {UUID} │         │ AZ0 │       │$", text, re.MULTILINE)
+
+
+def test_follower_sees_the_leader_come_and_go(store: str) -> None:
+    quick = ("--poll-interval", "0.1")
+    with running("-p", store, "follower", "--az", "AZ1", *quick) as follower:
+        follower.until("Initial members:")
+        with running("-p", store, "leader", *quick) as leader:
+            leader.until("We are the new leader!")
+            follower.until("Leader changed:")
+            follower.until("UUID(2)")
+            follower.until("└")
+            assert re.search(rf"^│ \* │ {UUID} │         │ AZ1 │", "".join(follower.seen), re.MULTILINE)
+            assert re.search(rf"^│ L │ {UUID} │         │ AZ0 │", "".join(follower.seen), re.MULTILINE)
+            leader.signal(signal.SIGINT)
+            follower.until("Leader changed:")
+            follower.until("UUID(1)")
+        follower.signal(signal.SIGINT)
+        assert follower.ended() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_makes_the_leader_release(store: str, signum: signal.Signals) -> None:
+    with running("-p", store, "leader") as leader:
+        leader.until("We are the new leader!")
+        leader.signal(signum)
+        assert leader.ended() == 0
+        assert "Releasing the leadership..." in "".join(leader.seen)
+        assert f"Left the cluster ({signum.name})." in leader.seen[-1]
+    assert [entry["leader"] is None for entry in log_of(store)] == [False, True]
+
+
+def test_a_standby_takes_over_from_a_leader_that_released(store: str) -> None:
+    quick = ("--poll-interval", "0.1")
+    with running("-p", store, "leader", *quick) as first:
+        first.until("We are the new leader!")
+        with running("-p", store, "leader", *quick) as second:
+            second.until("Waiting for leadership...")
+            first.signal(signal.SIGTERM)
+            second.until("We are the new leader!")
+    assert [entry["term"] for entry in log_of(store)] == [1, 1, 2]
+
+
+def test_a_second_signal_ends_the_leader_at_once(store: str) -> None:
+    with running("-p", store, "leader") as leader:
+        leader.until("We are the new leader!")
+        # Stopped, it gets both before it can act on the first.
+        leader.signal(signal.SIGSTOP)
+        leader.signal(signal.SIGINT)
+        leader.signal(signal.SIGTERM)
+        leader.signal(signal.SIGCONT)
+        assert leader.ended() in (130, 143)
+        assert "Left the cluster" not in "".join(leader.seen)
+    assert [entry["leader"] is None for entry in log_of(store)] == [False]
+
+
+def test_a_kept_directory_is_for_one_node(store: str, tmp_path: Path) -> None:
+    directory = str(tmp_path / "copy")
+    with running("-p", store, "follower", "--directory", directory) as follower:
+        follower.until("Initial members:")
+        assert "another node works in" in error_line("-p", store, "follower", "--directory", directory)
+
+
+def test_a_setting_that_cannot_be_is_refused_in_one_line(store: str) -> None:
+    assert "leader_timeout" in error_line("-p", store, "leader", "--leader-timeout", "-1")
+
+
+def test_verbose_shows_the_library_at_work(store: str) -> None:
+    with running("-v", "-p", store, "leader") as leader:
+        leader.until("littlebigcluster.roles.leader: leading since epoch 1, term 1")
+
+
+def test_the_example_is_a_cluster_too(tmp_path: Path) -> None:
+    path = str(tmp_path / "store")
+    assert "lol_cluster: Cluster initialized!" in run("-p", path, "init", program=EXAMPLE).stderr
+    with running("-p", path, "leader", program=EXAMPLE) as leader:
+        leader.until("We are the new leader!")
+        with running("-p", path, "follower", program=EXAMPLE) as follower:
+            follower.until("Initial members:")
+            follower.until("UUID(2)")
+        leader.signal(signal.SIGINT)
+        assert leader.ended() == 0
+    assert [entry["leader"] is None for entry in log_of(path)] == [False, True]
+    again = run("-p", path, "init", program=EXAMPLE)
+    assert (again.returncode, again.stderr.count("Traceback")) == (1, 0)
