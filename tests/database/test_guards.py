@@ -196,7 +196,7 @@ CALLS: list[tuple[str, Callable[[sqlite3.Connection], Any]]] = [
     ("set_progress_handler", lambda db: db.set_progress_handler(None, 0)),
     ("set_trace_callback", lambda db: db.set_trace_callback(print)),
     ("enable_load_extension", lambda db: db.enable_load_extension(True)),
-    ("backup", lambda db: db.backup(sqlite3.connect(":memory:"))),
+    ("backup", lambda db: db.backup(db)),
     ("deserialize", lambda db: db.deserialize(b"")),
     ("isolation_level", lambda db: setattr(db, "isolation_level", "")),
     ("blobopen", lambda db: db.blobopen("_lbc", "value", 1)),

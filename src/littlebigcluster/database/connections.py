@@ -74,8 +74,36 @@ _OURS = "the connection belongs to the library, which sets it up for all its use
 _LENT = "the connection is lent, and taken back by the library"
 
 
+class SnapshotCursor(GuardedCursor):
+    """Looks again behind each call: an interrupt from another thread may have ended it without an error."""
+
+    __slots__ = ()
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        super().execute(sql, parameters)
+        self.connection.check()
+        return self
+
+    def fetchone(self) -> Any:
+        row = super().fetchone()
+        self.connection.check()
+        return row
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        rows = super().fetchmany(self.arraysize if size is None else size)
+        self.connection.check()
+        return rows
+
+    def fetchall(self) -> list[Any]:
+        rows = super().fetchall()
+        self.connection.check()
+        return rows
+
+
 class GuardedConnection(sqlite3.Connection):
     """Base of the connections handed out. `check` raises when it must no longer be used."""
+
+    _cursor_class = GuardedCursor
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -87,14 +115,15 @@ class GuardedConnection(sqlite3.Connection):
 
     def cursor(self, factory: Callable[[sqlite3.Connection], Any] | None = None) -> Any:
         self.check()
-        cursor = _cursor(self, factory or GuardedCursor)
+        cursor = _cursor(self, factory or self._cursor_class)
         self._track(ref(cursor))
         return cursor
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         # sqlite3's own would make a cursor that we do not know.
         cursor: GuardedCursor = self.cursor()
-        return _execute(cursor, sql, parameters)
+        _execute(cursor, sql, parameters)
+        return cursor
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         cursor: GuardedCursor = self.cursor()
@@ -172,6 +201,7 @@ class SnapshotConnection(GuardedConnection):
     `over` is the error for whoever still uses the connection when its snapshot has ended.
     """
 
+    _cursor_class = SnapshotCursor
     over: Exception | None = None
     altered = False  # by functions or collations of the user, which the next one must not find
 
@@ -184,6 +214,11 @@ class SnapshotConnection(GuardedConnection):
 
     def rollback(self) -> None:
         """Nothing to do: the snapshot stays as it is."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        cursor = super().execute(sql, parameters)
+        self.check()
+        return cursor
 
     def create_function(self, *args: Any, **keywords: Any) -> None:
         self.altered = True

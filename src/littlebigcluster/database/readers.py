@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _PIN = "SELECT 0 UNION ALL SELECT rowid FROM sqlite_schema"
 _PROGRESS_STEPS = 1000  # steps of SQLite's machine, some 20 us, between two looks whether to stop
+_END_SECONDS = 0.1  # so long a statement that is to end may take to do so
 _CLOSED = "the readers are closed: the node has stopped"
 
 
@@ -121,15 +122,24 @@ class _Reader:
             self._pin = None
 
     def expire(self, use: _Use, error: Exception) -> None:
-        """In any thread: end `use`, if it is not over."""
+        """In any thread: end the statements of `use`, if it is not over, and let no new ones begin."""
         with self._lock:
-            if use is _IDLE or use is not self.use or use.stop is not None:
+            if use is _IDLE or use is not self.use:
                 return
-            use.stop = error
+            use.stop = use.stop or error
             if self._pin is not None:
-                self.connection.over = error
+                self.connection.over = use.stop
                 # For statements that have returned a row: the next step of them ends, and lets go of the snapshot.
                 self.connection.interrupt()
+
+    def let_go(self, use: _Use) -> None:
+        """In any thread, some time after `expire`: let the snapshot go, if that was not done yet.
+
+        Not at once: `sqlite3` asks for the error of a statement that has ended as the last one of the connection,
+        and takes it for a success when another thread has reset the pin in between.
+        """
+        with self._lock:
+            if use is self.use and self._pin is not None:
                 self._pin.close()
 
     def translate(self, error: BaseException) -> BaseException:
@@ -229,14 +239,16 @@ class Readers:
             self._closed.set()
             for _ in self._serving:
                 self._queue.put(None)
-        error = SnapshotExpired(_CLOSED)
-        for reader in [*self._serving, *self._lent]:
-            await asyncio.to_thread(reader.expire, reader.use, error)
+        held = [(reader, reader.use) for reader in [*self._serving, *self._lent]]
+        for reader, use in held:
+            reader.expire(use, SnapshotExpired(_CLOSED))
         while self._idle:
             self._idle.pop().close()
         deadline = self._clock.monotonic() + timeout
         while self._serving or self._lent:
             if self._clock.monotonic() > deadline:
+                for reader, use in held:
+                    await asyncio.to_thread(reader.let_go, use)
                 return False
             await asyncio.sleep(0.005)
         return True
@@ -269,6 +281,7 @@ class Readers:
             else:
                 try:
                     value = job.work(reader)
+                    error = job.stop
                 except BaseException as raised:
                     error = reader.translate(raised)
             reader.release()
@@ -306,6 +319,8 @@ class Readers:
             now = self._clock.monotonic()
             for reader in [*self._serving, *self._lent]:
                 use = reader.use
-                if use.ends_at < now:
+                if use.ends_at + _END_SECONDS < now:
+                    reader.let_go(use)
+                elif use.ends_at < now:
                     age = f"the read held its snapshot for more than {self._max_age:g} s (max_read_age) and was ended"
                     reader.expire(use, SnapshotExpired(age))
