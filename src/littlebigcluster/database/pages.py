@@ -33,8 +33,7 @@ class PageSource:
         self._database, self._wal = database, wal
         self.page_size = page_size
         self._connection.execute("BEGIN")
-        self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # this takes the snapshot
-        self.page_count: int = self._connection.execute("PRAGMA page_count").fetchone()[0]
+        self.page_count: int = self._connection.execute("PRAGMA page_count").fetchone()[0]  # takes the snapshot
         frames = index.frame_count()
         if index.backfilled() >= frames:
             # All is in the file. This transaction may hold none of the WAL then, which may be reset under us.
