@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+os.environ.setdefault("LBC_ADDRESS", "127.0.0.1")  # nodes under test are reached by this machine only
+
 from littlebigcluster.clock import Clock
 from tests import buckets, servers
 from tests.servers import Server

@@ -34,9 +34,8 @@ from littlebigcluster.errors import (
     WrongCluster,
 )
 from littlebigcluster.settings import ClusterSettings, NodeSettings
+from littlebigcluster.version import __version__
 from littlebigcluster.watch import Watch
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Aborted",

@@ -70,6 +70,20 @@ class NodeSettings:
     """Seconds between two looks of a follower at the store for the next epoch, while there is none. One GET
     per interval is $1 a month at 1 s on S3 Standard, for each follower."""
 
+    member_timeout: Duration = 10.0
+    """Seconds without a sign of life after which a member is taken off the list."""
+
+    tls: Literal["on", "off"] = "on"
+    """Whether nodes talk over mutually authenticated TLS. "off" is for tests and debugging: everybody who reaches
+    the port is trusted; only loopback addresses are served, unless `insecure` is set too."""
+
+    insecure: bool = False
+    """Allow `tls="off"` on addresses that other machines reach."""
+
+    clients: Literal["members", "anyone"] = "members"
+    """Who may talk to the application's `app` and `leader_app`: only members of the cluster, by certificate, or
+    anyone who reaches the port (over TLS still). The library's own routes are for members in either case."""
+
     fence_validity: Duration = 60.0
     """Seconds for which a known position in the log proves that an absent next epoch means the head. Must
     stay far below the shortest retention (1 hour)."""
@@ -114,6 +128,10 @@ class NodeSettings:
                     raise ValueError(f"{field.name} cannot be negative")
             elif field.type in ("int", "float") and (isinstance(value, bool) or value <= 0):
                 raise ValueError(f"{field.name} must be positive, not {value!r}")
+        if self.tls not in ("on", "off"):
+            raise ValueError(f'tls must be "on" or "off", not {self.tls!r}')
+        if self.clients not in ("members", "anyone"):
+            raise ValueError(f'clients must be "members" or "anyone", not {self.clients!r}')
         if self.directory is not None:
             object.__setattr__(self, "directory", Path(self.directory))
         for name in ("leader_timeout", "poll_interval", "fence_validity"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect
+from littlebigcluster.cluster.description import Description, check_roles
 from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.epochs import names, read_identity
+from littlebigcluster.net import ASGIApp
 from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
 from littlebigcluster.store import Location, Store, open_store, probe_exists
 
@@ -59,16 +61,41 @@ class Cluster:
         identity = await initialize(self._store, check_id(cluster_id), settings or ClusterSettings(), clock=self._clock)
         return identity.cluster_id
 
-    def join(self, *, az: str = "", can_lead: bool = False, settings: NodeSettings | None = None) -> Join:
+    def join(
+        self,
+        *,
+        az: str = "",
+        can_lead: bool = False,
+        roles: Iterable[str] = (),
+        address: str | None = None,
+        advertise: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        app: ASGIApp | None = None,
+        leader_app: ASGIApp | None = None,
+        settings: NodeSettings | None = None,
+    ) -> Join:
         """Become a member for the time of an `async with`, which gives the `Node`.
 
-        `az` names the availability zone. A node that `can_lead` claims the leadership when nobody holds it.
+        A node that `can_lead` claims the leadership when nobody holds it. `az` names its availability zone; `roles`
+        and `metadata` (JSON, 4 KiB) are for other members to see. It listens on `address`, "host:port" (default: the
+        environment's LBC_ADDRESS, else an address that others can reach, and any free port), and tells others to
+        reach it at `advertise`, if that differs. `app` is an ASGI application that every node serves; `leader_app`
+        only the leader (below /leader when there is an `app` too); elsewhere it answers 503 and who leads.
+
         Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
-        DirectoryInUse.
+        DirectoryInUse, OSError when the address is taken.
         """
-        if not isinstance(az, str):
-            raise TypeError(f"az is a string, not {az!r}")
-        return Join(self._store, self._id, settings or NodeSettings(), az=az, can_lead=can_lead, clock=self._clock)
+        description = Description(
+            az=az,
+            can_lead=can_lead,
+            roles=check_roles(roles),
+            address=address,
+            advertise=advertise,
+            metadata=metadata or {},
+            app=app,
+            leader_app=leader_app,
+        )
+        return Join(self._store, self._id, settings or NodeSettings(), description, clock=self._clock)
 
     async def status(self) -> Status:
         """What the objects in the store say about the cluster, without joining it.
@@ -95,20 +122,27 @@ class Join:
     failure raised from the `async with`."""
 
     def __init__(
-        self, store: Store, expected_id: str | None, settings: NodeSettings, *, az: str, can_lead: bool, clock: Clock
+        self,
+        store: Store,
+        expected_id: str | None,
+        settings: NodeSettings,
+        description: Description,
+        *,
+        clock: Clock,
     ) -> None:
         self._store, self._expected_id, self._settings = store, expected_id, settings
-        self._az, self._can_lead, self._clock = az, can_lead, clock
+        self._description, self._clock = description, clock
         self._failed = False
 
     async def __aenter__(self) -> Node:
         identity, body = await read_identity(self._store, expected_id=self._expected_id)
         await probe_exists(self._store, names.CLUSTER, body)
-        self._directory = await asyncio.to_thread(NodeDirectory, self._settings.directory)
+        self._directory = NodeDirectory(self._settings.directory)
         try:
             self._node = Node(
                 self._store, identity, self._directory.path, self._settings,
-                az=self._az, can_lead=self._can_lead, clock=self._clock,
+                description=self._description,
+                clock=self._clock,
             )  # fmt: skip
             try:
                 await self._node._start()
@@ -116,7 +150,7 @@ class Join:
                 await self._node._close()
                 raise
         except BaseException:
-            await asyncio.to_thread(self._directory.close)
+            self._directory.close()
             raise
         body_task = asyncio.current_task()
         assert body_task is not None
@@ -135,12 +169,26 @@ class Join:
     ) -> None:
         self._main.remove_done_callback(self._on_end)
         cancelled_by_us = self._failed and self._body.uncancel() == 0
+        ending = asyncio.create_task(self._end())
+        interrupted: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.wait([ending])
+            except asyncio.CancelledError as cancelled:
+                # At once, then, without a release; but nothing is left behind.
+                interrupted = cancelled
+                self._main.cancel()
+        ending.result()
+        if interrupted is not None:
+            raise interrupted
+        if not self._main.cancelled():
+            failure = self._main.exception()
+            if failure is not None and (error is None or (cancelled_by_us and kind is asyncio.CancelledError)):
+                raise failure
+
+    async def _end(self) -> None:
         try:
             await self._node._stop(self._main)
         finally:
             await self._node._close()
             await asyncio.to_thread(self._directory.close)
-        if not self._main.cancelled():
-            failure = self._main.exception()
-            if failure is not None and (error is None or (cancelled_by_us and kind is asyncio.CancelledError)):
-                raise failure

@@ -1,8 +1,8 @@
 """The feed's frames: a letter, the length of the rest (4 bytes, big-endian), the rest.
 
-    E  an epoch's whole object            K  keep-alive, JSON: term, epoch
-    N  an epoch's number, to be fetched   M  members, JSON
-    G  goodbye, JSON: successor
+E  an epoch's whole object            K  keep-alive, JSON: term, epoch
+N  an epoch's number, to be fetched   M  members, JSON
+G  goodbye, JSON: successor
 """
 
 from __future__ import annotations

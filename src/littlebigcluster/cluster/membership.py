@@ -113,6 +113,11 @@ class Roster:
         self._members = {member.id: member for member in last} | {me.id: me}
         self.members = Members(term, 1, self._sorted())
 
+    @property
+    def me(self) -> Member:
+        """The leader itself."""
+        return self._members[self._me]
+
     def report(self, member: Member, session: str, now: float) -> None:
         """A member has said what it is. `session` tells two processes apart that claim one id.
 
@@ -132,6 +137,10 @@ class Roster:
             self._heard[id] = now
             if epoch is not None:
                 self._put(replace(member, epoch=epoch))
+
+    def describe(self, me: Member) -> None:
+        """The leader says something new of itself."""
+        self._put(me)
 
     def advance(self, epoch: int) -> None:
         """The leader itself has come to this epoch."""

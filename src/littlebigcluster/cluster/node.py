@@ -12,13 +12,20 @@ from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.description import Description, check_metadata
+from littlebigcluster.cluster.fed import Reporter
+from littlebigcluster.cluster.listener import Listener
+from littlebigcluster.cluster.membership import Member, Members
+from littlebigcluster.cluster.presence import Presence
+from littlebigcluster.cluster.service import Service
 from littlebigcluster.cluster.statements import Result, run_many, run_one, run_script
 from littlebigcluster.database import Done, Pending
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import DeadlineExceeded, NotLeader, StoreUnavailable
+from littlebigcluster.errors import DeadlineExceeded, NotLeader, StoreUnavailable, plain_errors
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
+from littlebigcluster.version import __version__
 from littlebigcluster.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -44,22 +51,27 @@ class Node:
         directory: Path,
         settings: NodeSettings,
         *,
-        az: str,
-        can_lead: bool,
+        description: Description,
         clock: Clock,
     ) -> None:
         self.id: UUID = clock.uuid7()
-        self.az, self.can_lead, self.settings = az, can_lead, settings
+        self.settings = settings
+        self.az, self.roles, self.can_lead = description.az, description.roles, description.can_lead
+        self.members: Watch[Members] = Watch(Members())
         self.cluster_id = identity.cluster_id
         self.store = Scoped(store, "", forbidden=names.DIRECTORY)
         self.leader: Watch[Leader | None] = Watch(None)
         self._store, self._identity, self._directory, self._clock = store, identity, directory, clock
-        self._me = Leader(self.id, "", az)
+        self._description = description
+        self._session = clock.token().hex()
+        self._metadata = description.metadata
         self._local = LocalCopy(store, identity, directory, settings, clock=clock)
         self._leadership: Leadership | None = None
+        self._presence: Presence | None = None
         self._leads: Watch[bool] = Watch(False)
         self._stopping = False
-        self._follower: Follower | None = None
+        self._follower: Follower
+        self._listener: Listener
         self._proof = SharedProof(self._prove_head)
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -80,8 +92,8 @@ class Node:
 
     @property
     def address(self) -> str:
-        """host:port at which other nodes reach this one; empty while it does not listen."""
-        return self._me.address
+        """host:port at which other nodes reach this one."""
+        return self._listener.address
 
     @property
     def database_path(self) -> Path:
@@ -199,39 +211,110 @@ class Node:
             await epoch.until(at.__lt__)
 
     def _nudge(self) -> None:
-        if self._follower is not None:
-            self._follower.nudge()
         if self._leadership is not None:
             self._leadership.doubt()
+        else:
+            self._follower.nudge()
+
+    # -- what others see -----------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /.lbc/status` answers: JSON-ready facts about the cluster as this node sees it."""
+        leader, metadata = self.leader.value, self._local.metadata
+        return {
+            "cluster_id": self.cluster_id,
+            "this": self._member().to_json(),
+            "is_leader": self.is_leader,
+            "leader": leader.to_json() if leader else None,
+            "term": metadata.term,
+            "epoch": self.epoch.value,
+            "last_update": metadata.created_at.isoformat(),
+            "snapshot_epoch": self._local.since_snapshot.epoch,
+            "database_size_bytes": metadata.database_pages * metadata.page_size,
+            "members": self.members.value.to_json(),
+        }
+
+    def set_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Change what the others see of this node: anything that JSON can hold, at most 4 KiB of it."""
+        self._metadata = check_metadata(metadata)
+        if self._presence is not None:
+            self._presence.describe(self._member())
+        else:
+            self._reporter.changed()
+
+    def _member(self) -> Member:
+        return Member(
+            self.id, self.address, self.az, self.roles, self.can_lead, __version__, self._metadata, self.epoch.value
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         await self._local.start()
         self.leader._set(self._local.metadata.leader)
+        description = self._description
+        service = Service(
+            self,
+            app=description.app,
+            leader_app=description.leader_app,
+            presence=lambda: self._presence,
+            members_only=self.settings.tls == "on",
+        )
+        self._listener = Listener(self._store, service, self.id, self.settings, description, clock=self._clock)
+        await self._listener.start()
+        self._follower = Follower(
+            self._store,
+            self._local,
+            Timing(seconds(self.settings.leader_timeout), seconds(self.settings.poll_interval)),
+            me=self._as_leader(),
+            can_lead=self.can_lead,
+            clock=self._clock,
+            on_epoch=self._saw,
+        )
+        self._reporter = Reporter(
+            self.leader,
+            me=self._member,
+            session=self._session,
+            connect=self._listener.connect,
+            follower=self._follower,
+            on_members=self.members._set,
+        )
+
+    def _as_leader(self) -> Leader:
+        return Leader(self.id, self.address, self.az)
 
     def _saw(self, metadata: Metadata) -> None:
         self.leader._set(metadata.leader)
 
     async def _run(self) -> None:
-        """Follow, claim, lead, follow again, until it is told to stop."""
-        timing = Timing(seconds(self.settings.leader_timeout), seconds(self.settings.poll_interval))
+        """All that goes on in the background, until it is told to stop."""
+        with plain_errors():
+            async with asyncio.TaskGroup() as group:
+                beside = [group.create_task(self._reporter.run()), group.create_task(self._listener.renew())]
+                await self._play()
+                for task in beside:
+                    task.cancel()
+
+    async def _play(self) -> None:
+        """Follow, claim, lead, follow again."""
         while not self._stopping:
-            self._follower = Follower(
-                self._store, self._local, timing,
-                me=self._me, can_lead=self.can_lead, clock=self._clock, on_epoch=self._saw,
-            )  # fmt: skip
             claim = await self._follower.run()
-            self._follower = None
             logger.info("claiming the leadership: %s", claim.reason)
             await self._lead()
 
     async def _lead(self) -> None:
         leadership = self._leadership = Leadership(
-            self._store, self._local, self.settings, self._identity,
-            me=self._me, directory=self._directory, clock=self._clock,
-            on_epoch=self._saw, on_leading=lambda: self._leads._set(True),
-        )  # fmt: skip
+            self._store,
+            self._local,
+            self.settings,
+            self._identity,
+            me=self._as_leader(),
+            directory=self._directory,
+            clock=self._clock,
+            on_epoch=self._saw,
+            on_leading=self._begin_to_lead,
+            on_durable=self._publish,
+        )
         try:
             if await leadership.run():
                 logger.info("not leading any more, term %d", leadership.term)
@@ -243,6 +326,31 @@ class Node:
         finally:
             self._leadership = None
             self._leads._set(False)
+            await self._end_presence()
+
+    def _begin_to_lead(self) -> None:
+        self._presence = Presence(
+            self.term,
+            self.epoch.value,
+            self._member(),
+            self.members.value,
+            timeout=seconds(self.settings.member_timeout),
+            clock=self._clock,
+            on_members=self.members._set,
+        )
+        self._presence_task = asyncio.create_task(self._presence.run())
+        self._leads._set(True)
+
+    def _publish(self, epoch: int, body: bytes) -> None:
+        if self._presence is not None:
+            self._presence.publish_epoch(epoch, body)
+
+    async def _end_presence(self) -> None:
+        presence, self._presence = self._presence, None
+        if presence is not None:
+            presence.goodbye(presence.choose_successor() if self.leader.value is None else None)
+            self._presence_task.cancel()
+            await asyncio.wait([self._presence_task])
 
     async def _stop(self, main: asyncio.Task[None]) -> None:
         """End within `shutdown_timeout`: a leader finishes what it has and releases the leadership."""
@@ -250,9 +358,13 @@ class Node:
         if self._leadership is not None:
             self._leadership.stop()
             await asyncio.wait([main], timeout=seconds(self.settings.shutdown_timeout))
+        else:
+            await self._reporter.leave()
         main.cancel()
         await asyncio.wait([main])
 
     async def _close(self) -> None:
         await self._proof.close()
+        if hasattr(self, "_listener"):
+            await self._listener.stop()
         await self._local.close()

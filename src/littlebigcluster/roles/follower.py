@@ -42,7 +42,7 @@ class Follower:
     ) -> None:
         self._store, self._local, self._timing, self._clock = store, local, timing, clock
         self._me, self._can_lead, self._on_epoch = me, can_lead, on_epoch
-        self._view = self._begin()
+        self._view: decisions.View
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
         self._fed = False
@@ -63,7 +63,7 @@ class Follower:
             self.nudge()
 
     def heard_leader(self, term: int) -> None:
-        """The leader of `term` has answered this node."""
+        """The leader of `term` has answered this node. For a follower that runs."""
         self._view = decisions.heard_leader(self._view, term, self._clock.monotonic())
 
     def feed(self, on: bool) -> None:
@@ -77,6 +77,8 @@ class Follower:
 
         Raises CorruptLog and FormatTooNew when the log itself cannot be followed.
         """
+        self._view = self._begin()
+        self._look_at = self._clock.monotonic()
         while True:
             try:
                 pause = await self._step()

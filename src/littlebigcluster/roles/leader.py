@@ -57,14 +57,17 @@ class Leadership:
         clock: Clock,
         on_epoch: Callable[[Metadata], None],
         on_leading: Callable[[], None],
+        on_durable: Callable[[int, bytes], None],
     ) -> None:
         self._store, self._local, self._settings, self._identity = store, local, settings, identity
         self._me, self._directory, self._clock = me, directory, clock
-        self._on_epoch, self._on_leading = on_epoch, on_leading
+        self._on_epoch, self._on_leading, self._on_durable = on_epoch, on_leading, on_durable
         self.term = local.log.position.term + 1
         self.writer: Writer | None = None
         """Takes writes while this node leads; None before and after."""
-        self._beacons = 0
+        self._sign_interval = seconds(settings.leader_timeout) / 3
+        self._sign_at = 0.0
+        """When the next sign of life is due."""
         self._doubted = False
         self._woken = asyncio.Event()
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,41 +100,40 @@ class Leadership:
             )
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
-                    background = group.create_task(snapshotter.run())
+                    background = [group.create_task(snapshotter.run()), group.create_task(self._show_life())]
                     await self._lead()
-                    background.cancel()
+                    for task in background:
+                        task.cancel()
             return True
         finally:
             last, self.writer = self.writer or writer, None
             await self._discard(last, lambda: NotLeader("this node does not lead any more; the write is not written"))
 
     async def _lead(self) -> None:
-        """Write batches and beacons until fenced or stopped."""
+        """Write batches until fenced or stopped; while there is nothing to write, look whether somebody else leads."""
         now = self._clock.monotonic
-        interval = seconds(self._settings.epoch_interval)
-        pacing = TokenBucket.full(interval, self._settings.epoch_burst, now())
-        beacon_interval = seconds(self._settings.leader_timeout) / 3
-        beacon_at = now() + beacon_interval
+        pacing = TokenBucket.full(seconds(self._settings.epoch_interval), self._settings.epoch_burst, now())
+        look_at = now() + self._sign_interval
         while True:
             writer = self.writer
             assert writer is not None
-            await self._wait(writer, for_work=True, timeout=beacon_at - now())
+            delay = pacing.delay(now()) if writer.work.is_set() else float("inf")
+            await self._wait(writer, for_work=not writer.work.is_set(), timeout=min(delay, look_at - now()))
             doubted, self._doubted = self._doubted, False
             if writer.broken.done():
                 self.writer = await self._replace(writer)
             elif self._stopping.done():
                 return await self._release(writer)
-            elif writer.work.is_set():
-                await self._wait(writer, for_work=False, timeout=pacing.delay(now()))
+            elif writer.work.is_set() and pacing.delay(now()) == 0:
                 pacing.take(now())
                 if not await self._write(writer):
                     return None
-                beacon_at = now() + beacon_interval
-            elif doubted or now() >= beacon_at:
-                alive = await self._show_life()
-                if alive is False:
+                look_at = now() + self._sign_interval
+            elif doubted or now() >= look_at:
+                alone = await self._look()
+                if alone is False:
                     return None
-                beacon_at = now() + (beacon_interval if alive else min(beacon_interval, _RETRY_SECONDS))
+                look_at = now() + (self._sign_interval if alone else min(self._sign_interval, _RETRY_SECONDS))
 
     async def _wait(self, writer: Writer, *, for_work: bool, timeout: float) -> None:
         """Until there is work, if asked for, or the writer breaks, or it is time to stop, or `timeout` is over."""
@@ -176,18 +178,31 @@ class Leadership:
         except Aborted:
             logger.warning("the leadership could not be released; a standby takes over after leader_timeout")
 
-    async def _show_life(self) -> bool | None:
-        """Write the beacon, and look whether somebody else has gone on; False when fenced, None when the store
-        does not tell."""
-        position = self._local.log.position
-        self._beacons += 1
-        beacon = Beacon(self._identity.cluster_id, self.term, position.epoch, self._beacons)
+    async def _look(self) -> bool | None:
+        """Whether this node still leads; None when the store does not tell."""
         try:
-            await self._store.put(names.BEACON, beacon.encode())
             return await self._local.log.is_head()
         except StoreUnavailable as error:
-            logger.warning("cannot show a sign of life: %s", error)
+            logger.warning("cannot look whether another node leads: %s", error)
             return None
+
+    async def _show_life(self) -> None:
+        """Write the beacon whenever no epoch has shown for a while that this node is alive: it may be idle, wait for
+        the pacing, or run a transaction that takes long."""
+        now = self._clock.monotonic
+        count = 0
+        while True:
+            await asyncio.sleep(max(0.0, self._sign_at - now()))
+            if now() < self._sign_at:
+                continue
+            count += 1
+            beacon = Beacon(self._identity.cluster_id, self.term, self._local.epoch.value, count)
+            try:
+                await self._store.put(names.BEACON, beacon.encode())
+                self._sign_at = now() + self._sign_interval
+            except StoreUnavailable as error:
+                logger.warning("cannot show a sign of life: %s", error)
+                self._sign_at = now() + min(self._sign_interval, _RETRY_SECONDS)
 
     async def _new_writer(self) -> Writer:
         """A writer on a fresh primary, made from the replica."""
@@ -211,7 +226,11 @@ class Leadership:
             transaction_timeout=seconds(self._settings.transaction_timeout),
             max_queued_writes=self._settings.max_queued_writes,
         )
-        await writer.start()
+        try:
+            await writer.start()
+        except BaseException:
+            await self._discard(writer, lambda: Aborted("the node has stopped"))
+            raise
         return writer
 
     async def _replace(self, writer: Writer) -> Writer:
@@ -249,10 +268,12 @@ class Leadership:
         if not isinstance(outcome, Appended):
             batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))
             return False
+        self._on_durable(epoch, body)
         try:
             await local.apply_own(wal, metadata, outcome.position, len(body))
         finally:
             batch.acknowledge(epoch)  # it is durable, whatever became of the local copy
+        self._sign_at = self._clock.monotonic() + self._sign_interval
         self._on_epoch(metadata)
         return True
 

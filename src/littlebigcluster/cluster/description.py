@@ -1,0 +1,59 @@
+"""How a node describes itself when it joins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from littlebigcluster.cluster.membership import MAX_METADATA_BYTES
+from littlebigcluster.net import ASGIApp, parse_address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The arguments of `Cluster.join`, checked."""
+
+    az: str
+    can_lead: bool
+    roles: tuple[str, ...]
+    address: str | None
+    advertise: str | None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    app: ASGIApp | None = None
+    leader_app: ASGIApp | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.az, str):
+            raise TypeError(f"az is a string, not {self.az!r}")
+        for address in (self.address, self.advertise):
+            if address is not None:
+                host_and_port(address)
+        check_metadata(self.metadata)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of "host:port" or "host"; port 0 is any free one. Raises ValueError."""
+    try:
+        return parse_address(address)
+    except ValueError:
+        return parse_address(f"{address}:0")
+
+
+def check_roles(roles: Iterable[str]) -> tuple[str, ...]:
+    """Raises TypeError unless these are strings, several of them if need be."""
+    if isinstance(roles, str):
+        raise TypeError(f'roles are a list of strings: write ["{roles}"]')
+    checked = tuple(dict.fromkeys(roles))
+    if not all(checked) or any(not isinstance(role, str) for role in checked):
+        raise TypeError(f"roles are non-empty strings, not {checked!r}")
+    return checked
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises TypeError when JSON cannot hold it, ValueError when it is too large."""
+    text = json.dumps(dict(metadata))
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata of a member has at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
+    return json.loads(text)  # type: ignore[no-any-return]

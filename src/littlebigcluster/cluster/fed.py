@@ -1,0 +1,158 @@
+"""The feed, on a follower's side: one stream from whoever leads, made again when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from littlebigcluster.cluster import frames
+from littlebigcluster.cluster.membership import Member, Members
+from littlebigcluster.epochs import Leader, codec
+from littlebigcluster.errors import CorruptLog, PeerUnavailable, RequestTimeout, plain_errors
+from littlebigcluster.net import Client
+from littlebigcluster.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 0.5
+HEARTBEAT_SECONDS = 1.5
+"""A feed that is silent for so long is broken."""
+
+_RETRY_SECONDS = 0.25
+_REPORT_SECONDS = 1.0
+_GOODBYE_SECONDS = 1.0
+
+
+class Fed(Protocol):
+    """What the feed is for: a follower."""
+
+    def offer(self, epoch: int, body: bytes) -> None: ...
+    def heard_leader(self, term: int) -> None: ...
+    def feed(self, on: bool) -> None: ...
+    def nudge(self) -> None: ...
+
+
+class Reporter:
+    """Keeps the stream to the present leader, and tells it how far this node is. Runs beside the follower loop, which
+    polls whenever the stream is not up."""
+
+    def __init__(
+        self,
+        leader: Watch[Leader | None],
+        *,
+        me: Callable[[], Member],
+        session: str,
+        connect: Callable[[str], Client],
+        follower: Fed,
+        on_members: Callable[[Members], None],
+    ) -> None:
+        self._leader, self._me, self._session, self._connect = leader, me, session, connect
+        self._follower, self._on_members = follower, on_members
+        self.connected: Watch[bool] = Watch(False)
+        self._client: Client | None = None
+        self._reported: Member | None = None
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """For ever. A broken stream is no error: polling goes on, and it is made again."""
+        while True:
+            leader = await self._leader.until(lambda leader: leader is not None and leader.address)
+            assert leader is not None
+            if leader.uuid == self._me().id:
+                await self._leader.until(_other_than(leader))
+                continue
+            reading = asyncio.create_task(self._read_and_report(leader))
+            changed = asyncio.create_task(self._leader.until(_other_than(leader)))
+            try:
+                await asyncio.wait((reading, changed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (reading, changed):
+                    task.cancel()
+                await asyncio.gather(reading, changed, return_exceptions=True)
+            if not reading.cancelled() and (error := reading.exception()) is not None:
+                if not isinstance(error, PeerUnavailable | RequestTimeout | ValueError | KeyError | CorruptLog):
+                    raise error
+                logger.debug("the feed of %s broke: %s", leader.uuid, error)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def changed(self) -> None:
+        """Something about this node has changed: report at once."""
+        self._woken.set()
+
+    async def leave(self) -> None:
+        """Say goodbye, if there is a leader to say it to."""
+        if self._client is not None and self.connected.value:
+            with contextlib.suppress(PeerUnavailable, RequestTimeout):
+                await self._client.request("POST", "/.lbc/leave", body=self._report(), timeout=_GOODBYE_SECONDS)
+
+    async def _read_and_report(self, leader: Leader) -> None:
+        with plain_errors():
+            async with asyncio.TaskGroup() as group:
+                reporting = group.create_task(self._report_changes())
+                await self._read(leader)
+                reporting.cancel()
+
+    async def _report_changes(self) -> None:
+        """Tell the leader how far this node has come, about once a second while that changes."""
+        while True:
+            self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REPORT_SECONDS):
+                    await self._woken.wait()
+            if self._client is not None and self.connected.value and self._me() != self._reported:
+                with contextlib.suppress(PeerUnavailable, RequestTimeout):
+                    body = self._report()
+                    await self._client.request("POST", "/.lbc/report", body=body, timeout=_REPORT_SECONDS)
+
+    def _report(self) -> bytes:
+        self._reported = self._me()
+        return json.dumps({"member": self._reported.to_json(), "session": self._session}).encode()
+
+    async def _read(self, leader: Leader) -> None:
+        client = self._client = self._connect(leader.address)
+        body = self._report()
+        try:
+            async with client.stream(
+                "POST", "/.lbc/feed", headers={"x-lbc-to": str(leader.uuid)}, body=body,
+                timeout=HEARTBEAT_SECONDS, heartbeat=HEARTBEAT_SECONDS,
+            ) as stream:  # fmt: skip
+                if stream.status != 200:
+                    raise PeerUnavailable(f"{leader.address} does not feed: {(await stream.read())[:200]!r}", sent=True)
+                self._up(True)
+                logger.debug("fed by %s at %s", leader.uuid, leader.address)
+                unpacker = frames.Unpacker()
+                async for piece in stream:
+                    for kind, payload in unpacker.feed(piece):
+                        self._take(kind, payload)
+        finally:
+            self._up(False)
+            self._client = None
+            await client.close()
+
+    def _up(self, up: bool) -> None:
+        if self.connected.value != up:
+            self.connected._set(up)
+            self._follower.feed(up)
+
+    def _take(self, kind: bytes, payload: bytes) -> None:
+        follower = self._follower
+        if kind == frames.MEMBERS:
+            self._on_members(Members.from_json(json.loads(payload)))
+        elif kind == frames.EPOCH:
+            metadata, _ = codec.decode_header(payload, name="an epoch from the feed")
+            follower.offer(metadata.epoch, payload)
+            follower.heard_leader(metadata.term)
+        elif kind == frames.NAMED:
+            follower.nudge()
+        elif kind == frames.KEEP_ALIVE:
+            follower.heard_leader(int(json.loads(payload)["term"]))
+        elif kind == frames.GOODBYE and json.loads(payload).get("successor") in (None, str(self._me().id)):
+            follower.nudge()  # the leadership is released in the log already: who is chosen finds it free at once
+
+
+def _other_than(leader: Leader) -> Callable[[Leader | None], bool]:
+    return lambda now: now != leader

@@ -1,0 +1,126 @@
+"""Where a node listens, and how it reaches others: its server, its certificate, its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from uuid import UUID
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.certificates import LIFETIME, Authorities, load_authorities
+from littlebigcluster.cluster.description import Description, host_and_port
+from littlebigcluster.errors import LbcError
+from littlebigcluster.net import (
+    ASGIApp,
+    Client,
+    NodeIdentity,
+    Server,
+    format_address,
+    is_loopback,
+    is_wildcard,
+    reachable_host,
+)
+from littlebigcluster.settings import NodeSettings
+from littlebigcluster.store import Store
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 600.0
+"""Between two looks whether the authority was rotated, or the certificate is to be renewed."""
+
+_STOP_SECONDS = 3.0
+
+
+class Listener:
+    """The one port of a node."""
+
+    def __init__(
+        self,
+        store: Store,
+        app: ASGIApp,
+        node: UUID,
+        settings: NodeSettings,
+        description: Description,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._store, self._app, self._node = store, app, node
+        self._settings, self._description, self._clock = settings, description, clock
+        self.address = ""
+        """host:port, as others reach it."""
+        self._server: Server | None = None
+        self._identity: NodeIdentity | None = None
+        self._authorities: Authorities | None = None
+
+    async def start(self) -> None:
+        """Raises OSError when the address cannot be had, ValueError for one that must not be served in clear text,
+        CorruptLog, StoreUnavailable."""
+        asked = self._description.address or os.environ.get("LBC_ADDRESS") or format_address(reachable_host(""), 0)
+        host, port = host_and_port(asked)
+        secure = self._settings.tls == "on"
+        if not secure:
+            self._refuse_clear_text(host)
+        advertised = host_and_port(self._description.advertise) if self._description.advertise else None
+        if secure:
+            self._authorities = await load_authorities(self._store)
+            names = [host] if not is_wildcard(host) else [reachable_host(host)]
+            self._hosts = [*names, *([advertised[0]] if advertised else []), "localhost", "127.0.0.1", "::1"]
+            self._identity = await asyncio.to_thread(self._mint)
+        self._server = Server(
+            self._app,
+            host=host,
+            port=port,
+            tls=self._identity,
+            client_certificates="required" if self._settings.clients == "members" else "optional",
+        )
+        await self._server.start()
+        bound_host, bound_port = self._server.address
+        self.address = format_address(
+            *(advertised or (reachable_host(bound_host) if is_wildcard(bound_host) else bound_host, bound_port))
+        )
+        if advertised and not advertised[1]:
+            self.address = format_address(advertised[0], bound_port)
+
+    def connect(self, address: str) -> Client:
+        """A client of another node."""
+        scheme = "https" if self._identity else "http"
+        return Client(
+            f"{scheme}://{address}", tls=self._identity, clock=self._clock, headers={"x-lbc-from": str(self._node)}
+        )
+
+    async def renew(self) -> None:
+        """Follow rotations of the authority, and renew the certificate long before it ends. Until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._authorities is None or self._server is None or self._identity is None:
+                return
+            try:
+                authorities = await load_authorities(self._store)
+            except LbcError as error:
+                logger.warning("cannot look for a rotated certificate authority: %s", error)
+                continue
+            if (
+                authorities.numbers != self._authorities.numbers
+                or self._identity.not_after - self._clock.now() < LIFETIME / 2
+            ):
+                self._authorities = authorities
+                self._identity = await asyncio.to_thread(self._mint)
+                await self._server.reload(self._identity)
+                logger.info("renewed the node's certificate; authorities %s", list(authorities.numbers))
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(_STOP_SECONDS)
+
+    def _mint(self) -> NodeIdentity:
+        assert self._authorities is not None
+        return self._authorities.mint(self._node, self._hosts, self._clock)
+
+    def _refuse_clear_text(self, host: str) -> None:
+        if not is_loopback(host) and not self._settings.insecure:
+            raise ValueError(
+                f'tls="off" serves loopback addresses only, not {host}: everybody who reaches it would be trusted.'
+                " Set insecure=True too if that is what you want"
+            )
+        logger.warning("TLS is off: everybody who reaches %s is trusted as a member of the cluster", host)

@@ -1,0 +1,146 @@
+"""What the leader does for the members: keeps the roster, feeds everybody, says that it is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import UUID
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import frames
+from littlebigcluster.cluster.fed import KEEP_ALIVE_SECONDS
+from littlebigcluster.cluster.feed import Feed
+from littlebigcluster.cluster.membership import MAX_METADATA_BYTES, DuplicateMember, Member, Members, Roster
+from littlebigcluster.net import Answer, Refused, Request
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_A_MEMBER = 0.01
+"""The list with new epochs goes out at most once a second, and less often the longer it is."""
+
+
+class Presence:
+    """Lives as long as one leadership."""
+
+    def __init__(
+        self,
+        term: int,
+        epoch: int,
+        me: Member,
+        last: Members,
+        *,
+        timeout: float,
+        clock: Clock,
+        on_members: Callable[[Members], None],
+    ) -> None:
+        self.term = term
+        self._clock, self._on_members = clock, on_members
+        self._roster = Roster(term, me, last, clock.monotonic(), timeout)
+        self._feed = Feed(epoch)
+        self._epoch = epoch
+        self._sent: Members | None = None
+        self._sent_at = clock.monotonic()
+
+    def publish_epoch(self, epoch: int, body: bytes) -> None:
+        """An epoch is durable: everybody may have it."""
+        self._epoch = epoch
+        self._feed.publish_epoch(epoch, body)
+        self._roster.advance(epoch)
+
+    def describe(self, me: Member) -> None:
+        """The leader's own description has changed."""
+        self._roster.describe(me)
+
+    def goodbye(self, successor: UUID | None) -> None:
+        """The leadership is released; the one named claims it."""
+        self._feed.publish(frames.pack_json(frames.GOODBYE, {"successor": str(successor) if successor else None}))
+        self._feed.end()
+
+    def choose_successor(self) -> UUID | None:
+        """A standby with the lowest lag; of several, one of another zone."""
+        me = self._roster.me
+        standbys = [member for member in self._roster.members if member.can_lead and member.id != me.id]
+        if not standbys:
+            return None
+        return min(standbys, key=lambda each: (-each.epoch, each.az == me.az)).id
+
+    async def run(self) -> None:
+        """Keep-alives, and the member list when it has changed, until cancelled."""
+        while True:
+            self._roster.expire(self._clock.monotonic())
+            self._send_members()
+            self._feed.publish(frames.pack_json(frames.KEEP_ALIVE, {"term": self.term, "epoch": self._epoch}))
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
+
+    def end(self) -> None:
+        self._feed.end()
+
+    def _send_members(self) -> None:
+        members, sent = self._roster.members, self._sent
+        if members == sent:
+            return
+        now = self._clock.monotonic()
+        renumbered = sent is None or members.number != sent.number
+        if not renumbered and now - self._sent_at < max(1.0, len(members) * _SECONDS_A_MEMBER):
+            return
+        self._sent, self._sent_at = members, now
+        self._on_members(members)
+        self._feed.publish(frames.pack_json(frames.MEMBERS, members.to_json()))
+
+    # -- requests of members ---------------------------------------------------------------------------------------
+
+    async def feed(self, request: Request) -> Answer:
+        """POST /.lbc/feed: a member reports, and gets the stream."""
+        member, session = await _reporter(request)
+        try:
+            self._roster.report(member, session, self._clock.monotonic())
+        except DuplicateMember as error:
+            raise Refused(409, str(error)) from None
+        subscriber = self._feed.subscribe(member.epoch)
+        subscriber.push(frames.pack_json(frames.MEMBERS, self._roster.members.to_json()))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                async for piece in subscriber.frames():
+                    self._roster.heard(member.id, self._clock.monotonic())
+                    yield piece
+            finally:
+                self._feed.leave(subscriber)
+
+        return Answer(pieces(), headers={"content-type": "application/octet-stream"})
+
+    async def report(self, request: Request) -> Answer:
+        """POST /.lbc/report: how far a member has come, or what has changed about it."""
+        member, session = await _reporter(request)
+        try:
+            self._roster.report(member, session, self._clock.monotonic())
+        except DuplicateMember as error:
+            raise Refused(409, str(error)) from None
+        return Answer.json({"term": self.term, "epoch": self._epoch})
+
+    async def leave(self, request: Request) -> Answer:
+        """POST /.lbc/leave: a member says goodbye."""
+        member, _ = await _reporter(request)
+        self._roster.goodbye(member.id)
+        self._send_members()
+        return Answer.json({})
+
+
+async def _reporter(request: Request) -> tuple[Member, str]:
+    """Who reports. Raises Refused for what is no report, or one in another's name."""
+    value: Any = await request.json()
+    try:
+        member, session = Member.from_json(value["member"]), value["session"]
+        if not isinstance(session, str) or not 0 < len(session) <= 64:
+            raise ValueError("no session")
+        if len(json.dumps(dict(member.metadata))) > MAX_METADATA_BYTES:
+            raise Refused(413, f"the metadata of a member may have {MAX_METADATA_BYTES} bytes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(400, f"this is no member's report ({type(error).__name__})") from None
+    peer = request.peer
+    if peer is not None and peer.node_id != str(member.id):
+        raise Refused(403, "a member can only report for itself")
+    return member, session

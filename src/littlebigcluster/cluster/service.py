@@ -1,0 +1,98 @@
+"""The node's HTTP face: the library's routes under `/.lbc/`, the application's own beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send
+from littlebigcluster.net.routes import send_answer
+
+if TYPE_CHECKING:
+    from littlebigcluster.cluster.node import Node
+    from littlebigcluster.cluster.presence import Presence
+
+LEADER_PATH = "/leader"
+"""Where `leader_app` is mounted when there is an `app` too; else it is at the root."""
+
+_MAX_BODY_BYTES = 16 << 20
+
+
+class Service:
+    """An ASGI application. `app` is served by every node, `leader_app` by the leader only."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        app: ASGIApp | None,
+        leader_app: ASGIApp | None,
+        presence: Callable[[], Presence | None],
+        members_only: bool,
+    ) -> None:
+        self._node, self._app, self._leader_app = node, app, leader_app
+        self._presence, self._members_only = presence, members_only
+        self._router = Router(max_body_bytes=_MAX_BODY_BYTES)
+        self._router.add("GET", "/.lbc/status", self._status)
+        self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
+        self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
+        self._router.add("POST", "/.lbc/leave", lambda request: self._leading().leave(request))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            if self._app is not None:
+                await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path.startswith("/.lbc/"):
+            await self._own(scope, receive, send)
+        elif self._leader_app is not None and (self._app is None or _below(path)):
+            await self._for_leader(scope, receive, send)
+        elif self._app is not None:
+            scope.setdefault("state", {})["lbc"] = self._node
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(send, 404, {"error": "this node serves no application"})
+
+    async def _own(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, _MAX_BODY_BYTES)
+        if self._members_only and request.peer is None:
+            await _refuse(send, 401, {"error": "only members of the cluster may ask this; show a certificate"})
+            return
+        to = request.header("x-lbc-to")
+        if to is not None and to != str(self._node.id):
+            await _refuse(send, 421, {"error": f"this is node {self._node.id}"})
+            return
+        await self._router(scope, receive, send)
+
+    async def _for_leader(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._node.is_leader:
+            await _refuse(send, 503, {"error": "this node does not lead", **self._leader()}, {"retry-after": "1"})
+            return
+        assert self._leader_app is not None
+        scope.setdefault("state", {})["lbc"] = self._node
+        if self._app is not None:
+            scope["root_path"] = scope.get("root_path", "") + LEADER_PATH
+        await self._leader_app(scope, receive, send)
+
+    def _leading(self) -> Presence:
+        presence = self._presence()
+        if presence is None:
+            raise Refused(503, json.dumps({"not leading": self._leader()}), headers={"retry-after": "1"})
+        return presence
+
+    def _leader(self) -> dict[str, Any]:
+        leader = self._node.leader.value
+        return {"leader": leader.to_json() if leader else None}
+
+    async def _status(self, request: Request) -> Answer:
+        return Answer.json(self._node.status())
+
+
+def _below(path: str) -> bool:
+    return path == LEADER_PATH or path.startswith(LEADER_PATH + "/")
+
+
+async def _refuse(send: Send, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+    await send_answer(Answer.json(value, status, headers), send)

@@ -1,0 +1,3 @@
+"""The version of this library, for everything that has to know it."""
+
+__version__ = "0.1.0"
