@@ -153,6 +153,9 @@ class Writer:
     async def close(self, *, timeout: float) -> bool:
         """Stop, if that was not done, and wait for the thread; False if it is stuck, and left to itself."""
         self.stop(lambda: Aborted("the writer was closed before this was sent; it is not written"))
+        assert self._stopped_by is not None
+        if self._closing is not None and self._closing.exception() is None:
+            self._closing.result().fail(self._stopped_by)  # whoever asked for this batch did not stay to get it
         done, _ = await asyncio.wait((self._ended,), timeout=timeout)
         return bool(done)
 
