@@ -53,7 +53,7 @@ def test_demo_survives_its_leader_and_proves_it(tmp_path: Path) -> None:
         r"leader_timeout 3 s \(default 20 s\)",
         r"kill -9 \d+: node 1, the leader, is dead",
         r"node 2 leads, term 2; its first write was durable \d+\.\d\d s after the kill",
-        r"failover  [2-9]\.\d\d s",
+        r"failover  \d+\.\d\d s",
         r"latency   p50 \d+\.\d ms, p99 \d+\.\d ms",
         r"rows      [\d,]+ on each of 4 nodes, and in a copy restored from the store",
         r"lost      0 acknowledged writes",
@@ -70,9 +70,6 @@ def test_demo_runs_in_a_store_of_the_users(tmp_path: Path) -> None:
     text = output("-p", store, *SHORT)
     assert "PASSED" in text
     assert f"lbc -p {store} log" in text
-    acknowledged = [
-        int(number) for number in re.findall(r"(\d+) acknowledged (?:before|after)|, (\d+) after", text)[0] if number
-    ]
     (rows,) = re.findall(r"rows +([\d,]+) on each", text)
     counted = output("-p", store, "sql", "SELECT count(*) AS n FROM demo_write", "--json")
     assert counted.strip() == f'{{"n": {rows.replace(",", "")}}}'

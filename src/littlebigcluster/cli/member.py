@@ -33,7 +33,7 @@ async def _stay(cluster: Cluster, logger: logging.Logger, *, can_lead: bool, **o
 
 
 def _url(node: Node) -> str:
-    return f"http://{node.address}"
+    return f"https://{node.address}"
 
 
 class _Narrator:
