@@ -34,6 +34,10 @@ def memory() -> Store:
     return open_store("memory://", clock=Clock())
 
 
+NOWHERE = "127.0.0.1:1"
+"""Nobody listens there: nodes that advertise it meet in the store only."""
+
+
 class Gate(Wrapper):
     """Holds requests back until it is opened: for a process, or a machine, that stands still."""
 
@@ -73,7 +77,9 @@ async def eventually(condition: Callable[[], object], timeout: float = WAIT) -> 
 class Actor:
     """A node in a task of its own, behind a network of its own that can fail."""
 
-    def __init__(self, store: Store, settings: NodeSettings, *, clock: Clock, **join: Any) -> None:
+    def __init__(self, store: Store, settings: NodeSettings, *, clock: Clock, feed: bool, **join: Any) -> None:
+        if not feed:
+            join["advertise"] = NOWHERE
         self.gate = Gate(store)
         self.network = Faulty(self.gate)
         self.clock = clock
@@ -148,11 +154,20 @@ class Stage:
         clock: Clock | None = None,
         az: str = "",
         directory: Path | None = None,
+        feed: bool = False,
         **settings: Any,
     ) -> Actor:
-        """A node joins."""
+        """A node joins; without a feed, others find it in the store only, and its gate shuts all it has."""
         settings["directory"] = directory
-        actor = Actor(store or self.store, replace(FAST, **settings), clock=clock or Clock(), can_lead=can_lead, az=az)
+        actor = Actor(
+            store or self.store,
+            replace(FAST, **settings),
+            clock=clock or Clock(),
+            feed=feed,
+            can_lead=can_lead,
+            az=az,
+            address="127.0.0.1:0",
+        )
         self.actors.append(actor)
         await actor.start()
         return actor
