@@ -29,6 +29,14 @@ def _server(kind: str, request: pytest.FixtureRequest) -> Iterator[Server]:
         pytest.skip(message)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server, so that it can be left out: `-m "not server"`."""
+    for item in items:
+        for kind in servers.KINDS:
+            if kind in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.server(kind))
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

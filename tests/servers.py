@@ -178,7 +178,7 @@ def start(kind: str, directory: Path) -> Server:
         if pids and _is_ready(server):
             return server
         stop(server, keep_logs=True)
-    raise Unavailable(f"{kind} did not start; see {directory}")
+    raise Unavailable(f"{kind} did not start; see {directory}\n{_last_words(work)}")
 
 
 def stop(server: Server, *, keep_logs: bool = False) -> None:
@@ -191,6 +191,14 @@ def stop(server: Server, *, keep_logs: bool = False) -> None:
                 break
     if not keep_logs:
         shutil.rmtree(server.directory, ignore_errors=True)
+
+
+def _last_words(work: Path) -> str:
+    """The end of what the server has written."""
+    for name in ("log/setup.log", "start.log", "log"):
+        if (work / name).is_file():
+            return (work / name).read_text(errors="replace")[-1000:]
+    return ""
 
 
 def free_port() -> int:

@@ -12,7 +12,14 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.store import Location, Store, open_store
 from tests import buckets
 
-BACKENDS = ("directory", "memory", "ministack", "ceph", "azurite", "own obstore")
+BACKENDS = (
+    "directory",
+    "memory",
+    pytest.param("ministack", marks=pytest.mark.server("ministack")),
+    pytest.param("ceph", marks=pytest.mark.server("ceph")),
+    pytest.param("azurite", marks=pytest.mark.server("azurite")),
+    pytest.param("own obstore", marks=pytest.mark.server("ministack")),
+)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -47,7 +47,7 @@ def test_paths_and_file_urls_are_directories(tmp_path: Path, clock: Clock) -> No
         (AzureStore("container", config={"account_name": "me", "account_key": "U0VDUkVU"}), "az://container"),
         (MemoryStore(), "memory://"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_url_is_for_people_and_keeps_secrets(location: str, url: str, clock: Clock) -> None:
     store = open_store(location, clock=clock)
@@ -94,7 +94,7 @@ async def test_each_unnamed_memory_is_new_and_a_named_one_is_shared(clock: Clock
         (LocalStore("/tmp"), "give the directory's path instead"),
         (HTTPStore("http://127.0.0.1:1/"), "no conditional create"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_bad_location_is_refused_at_once(location: str, said: str, clock: Clock) -> None:
     with pytest.raises(ValueError, match=said) as caught:

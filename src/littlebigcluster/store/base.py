@@ -15,7 +15,7 @@ class Created:
 @dataclass(frozen=True, slots=True)
 class Exists:
     """The store says that the key is taken. Never a proof by itself: an earlier attempt of ours may have taken
-    it, or (HTTP 409) nothing may be there at all. Always read back; see `create.put_if_absent`."""
+    it, or (HTTP 409) nothing may be there at all. Always read back; see `once.put_if_absent`."""
 
 
 @dataclass(frozen=True, slots=True)
