@@ -16,11 +16,13 @@ class Hand(Clock):
 def test_the_budget_is_spent_and_comes_back() -> None:
     clock = Hand()
     budget = ResetBudget(clock, limit=3, window_seconds=10)
-    assert [budget.spend() for _ in range(5)] == [True, True, True, False, False]
+    for left in (3, 2, 1, 0, -1):
+        assert budget.left() == left
+        budget.spend()
     clock.time = 9.9
-    assert not budget.spend()
+    assert budget.left() == -2
     clock.time = 10.0
-    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    assert budget.left() == 3
 
 
 def test_no_window_holds_more_than_the_limit() -> None:
@@ -29,7 +31,8 @@ def test_no_window_holds_more_than_the_limit() -> None:
     spent = []
     for _ in range(200):
         clock.time += 0.7
-        if budget.spend():
+        if budget.left() > 0:
+            budget.spend()
             spent.append(clock.time)
     assert all(sum(start <= at < start + 10 for at in spent) <= 5 for start in spent)
     assert len(spent) > 60

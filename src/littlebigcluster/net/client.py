@@ -40,6 +40,7 @@ _LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
 # The library tells in its message only whether the request had left. "Connect": there was no connection.
 # "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
 _NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
+_OUT_OF_TIME = re.compile(r"source: TimedOut \}")
 _URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
 
 # What a stream, and all of them, may have under way unread. Generous, because a stream that has used up its window
@@ -62,7 +63,7 @@ class Response:
 
 
 class ResetBudget:
-    """How many streams a client may reset.
+    """How many streams a client may still reset.
 
     A server takes many resets in a short time for an attack and closes the connection, with all that is on it
     (h2corn: more than 200 in 10 s; others are of the same order). Half of that is left for streams, whose end
@@ -73,15 +74,19 @@ class ResetBudget:
         self._clock = clock
         self._limit = limit
         self._window_seconds = window_seconds
-        self._spent: deque[float] = deque(maxlen=limit)
+        self._spent: deque[float] = deque()
 
-    def spend(self) -> bool:
-        """Count one reset; False, and nothing counted, when the budget is used up."""
-        now = self._clock.monotonic()
-        if len(self._spent) == self._limit and now - self._spent[0] < self._window_seconds:
-            return False
-        self._spent.append(now)
-        return True
+    def left(self) -> int:
+        """How many more are harmless now; negative when there were too many."""
+        if self._spent:
+            oldest = self._clock.monotonic() - self._window_seconds
+            while self._spent and self._spent[0] <= oldest:
+                self._spent.popleft()
+        return self._limit - len(self._spent)
+
+    def spend(self) -> None:
+        """Count one reset."""
+        self._spent.append(self._clock.monotonic())
 
 
 class StreamResponse:
@@ -155,6 +160,8 @@ class Client:
         self._headers = dict(headers or {})
         self._library = self._open(tls)
         self._resets = ResetBudget(clock)
+        self._in_flight = 0
+        """Requests that would each cost a reset if they were given up."""
         self._calls: set[asyncio.Task[Response]] = set()
         self._closed = False
 
@@ -173,18 +180,21 @@ class Client:
         the connection broke, ValueError for a method, path or header that is not allowed. What an asynchronous
         `body` raises comes out as it is.
         """
-        call = asyncio.create_task(self._exchange(method, path, headers, body))
-        self._calls.add(call)
-        call.add_done_callback(self._call_ended)
+        uploads = body is not None and not isinstance(body, bytes)
+        if not uploads and self._resets.left() <= self._in_flight:
+            return await self._abandonable(method, path, headers, body, timeout)
+        self._in_flight += 1
         try:
-            await asyncio.wait((call,), timeout=timeout)
-        except asyncio.CancelledError:
-            self._give_up(call, body)
+            return await self._exchange(method, path, headers, body, timeout)
+        except RequestTimeout:
+            self._resets.spend()
             raise
-        if not call.done():
-            self._give_up(call, body)
-            raise RequestTimeout(f"{method} {self.base_url}{path}: no complete answer after {timeout:g} s")
-        return call.result()
+        except asyncio.CancelledError:
+            self._resets.spend()
+            self._raise_if_closed(method, path)
+            raise
+        finally:
+            self._in_flight -= 1
 
     @asynccontextmanager
     async def stream(
@@ -205,12 +215,13 @@ class Client:
         where = f"{method} {self.base_url}{path}"
         try:
             async with asyncio.timeout(timeout):
-                raw = await self._send(method, path, headers, body)
+                raw = await self._send(method, path, headers, body, None)
         except TimeoutError:
             self._resets.spend()
             raise RequestTimeout(f"{where}: no answer after {timeout:g} s") from None
         except asyncio.CancelledError:
             self._resets.spend()
+            self._raise_if_closed(method, path)
             raise
         response = StreamResponse(raw, where, heartbeat)
         try:
@@ -252,22 +263,49 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def _exchange(self, method: str, path: str, headers: Mapping[str, str] | None, body: Body) -> Response:
-        raw = await self._send(method, path, headers, body)
+    async def _abandonable(
+        self, method: str, path: str, headers: Mapping[str, str] | None, body: Body, timeout: float | None
+    ) -> Response:
+        """As `_exchange`, for when the budget might not allow to reset the call: costs a task."""
+        call = asyncio.create_task(self._exchange(method, path, headers, body, None))
+        self._calls.add(call)
+        call.add_done_callback(self._call_ended)
+        try:
+            await asyncio.wait((call,), timeout=timeout)
+        except asyncio.CancelledError:
+            self._give_up(call)
+            raise
+        if not call.done():
+            self._give_up(call)
+            raise _too_late(f"{method} {self.base_url}{path}", timeout)
+        if call.cancelled():
+            self._raise_if_closed(method, path)
+        return call.result()
+
+    async def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str] | None, body: Body, timeout: float | None
+    ) -> Response:
+        raw = await self._send(method, path, headers, body, timeout)
         try:
             content = bytes(await raw.bytes())
         except _LIBRARY_ERRORS as error:
-            raise _unavailable(f"{method} {self.base_url}{path}", error, sent=True) from None
+            where = f"{method} {self.base_url}{path}"
+            if _OUT_OF_TIME.search(str(error)):
+                raise _too_late(where, timeout) from None
+            raise _unavailable(where, error, sent=True) from None
         return Response(raw.status.as_int(), _headers(raw), content)
 
-    async def _send(self, method: str, path: str, headers: Mapping[str, str] | None, body: Body) -> wreq.Response:
+    async def _send(
+        self, method: str, path: str, headers: Mapping[str, str] | None, body: Body, timeout: float | None
+    ) -> wreq.Response:
+        """The head of the answer. `timeout` holds for the whole answer."""
         where = f"{method} {self.base_url}{path}"
         if self._closed:
             raise PeerUnavailable(f"{where}: the client is closed", sent=False)
         verb: Method | None = getattr(Method, method, None)
         if verb is None or not path.startswith("/"):
             raise ValueError(f"not a request: {method!r} {path!r}")
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
         upload = None
         if isinstance(body, bytes):
             options["body"] = body
@@ -281,14 +319,22 @@ class Client:
         except _LIBRARY_ERRORS as error:
             if upload is not None and upload.error is not None:
                 raise upload.error from None
+            if _OUT_OF_TIME.search(str(error)):
+                raise _too_late(where, timeout) from None
             raise _unavailable(where, error, sent=not _NEVER_SENT.search(str(error))) from None
         except (BuilderError, RuntimeError) as error:
             raise ValueError(f"{where}: {str(error)[:200]}") from None
 
-    def _give_up(self, call: asyncio.Task[Response], body: Body) -> None:
+    def _raise_if_closed(self, method: str, path: str) -> None:
+        """The library ends what is in flight on a closed client as if the caller's task had been cancelled."""
+        task = asyncio.current_task()
+        if self._closed and (task is None or not task.cancelling()):
+            raise PeerUnavailable(f"{method} {self.base_url}{path}: the client was closed", sent=True) from None
+
+    def _give_up(self, call: asyncio.Task[Response]) -> None:
         """Reset the call's stream, or, when that was done too often, let the answer come and drop it."""
-        uploads = body is not None and not isinstance(body, bytes)
-        if self._resets.spend() or uploads:
+        if self._resets.left() > self._in_flight:
+            self._resets.spend()
             call.cancel()
 
     def _call_ended(self, call: asyncio.Task[Response]) -> None:
@@ -345,6 +391,10 @@ class _Upload:
 
 def _headers(response: wreq.Response) -> dict[str, str]:
     return {str(name, "ascii"): str(value, "latin-1") for name, value in response.headers}
+
+
+def _too_late(where: str, timeout: float | None) -> RequestTimeout:
+    return RequestTimeout(f"{where}: no complete answer after {timeout or 0:g} s")
 
 
 def _unavailable(where: str, error: Exception, *, sent: bool) -> PeerUnavailable:
