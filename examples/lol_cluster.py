@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import time
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,45 +22,47 @@ log = logging.getLogger("lol_cluster")
 
 def members(node: lbc.Node) -> str:
     """A table of whom this node knows: `*` is itself, `L` the leader."""
-    leader = node.leader.value
-    known = {node.id: (node.address, node.az)} | ({leader.uuid: (leader.address, leader.az)} if leader else {})
-    table = Table("", f"UUID({len(known)})", "Address", "AZ", box=box.SQUARE)
-    for uuid, (address, az) in sorted(known.items()):
+    leader, known = node.leader.value, {node.id: (node.address, node.az, node.roles)}
+    known |= {member.id: (member.address, member.az, member.roles) for member in node.members.value}
+    table = Table("", f"UUID({len(known)})", "Address", "AZ", "Roles", box=box.SQUARE)
+    for uuid, (address, az, roles) in sorted(known.items()):
         mark = "*" * (uuid == node.id) + "L" * (leader is not None and uuid == leader.uuid)
-        table.add_row(mark, str(uuid), address, az)
-    with (console := Console(width=100)).capture() as text:
+        table.add_row(mark, str(uuid), address, az, ", ".join(roles))
+    with (console := Console(width=120)).capture() as text:
         console.print(table)
     return text.get().rstrip()
 
 
-async def tell_leaders(node: lbc.Node) -> None:
-    headline = "Initial members:"
-    async for _ in node.leader:
-        log.info("%s\n%s", headline, members(node))
-        headline = "Leader changed:"
+async def tell(node: lbc.Node) -> None:
+    """Print the members, now and at each change."""
+    shown = members(node)
+    log.info("Initial members:\n%s", shown)
+
+    async def follow(watch: lbc.Watch[Any], headline: str) -> None:
+        nonlocal shown
+        async for _ in watch:
+            if (now := members(node)) != shown:
+                shown = now
+                log.info("%s\n%s", headline, shown)
+
+    await asyncio.gather(follow(node.leader, "Leader changed:"), follow(node.members, "Members changed:"))
 
 
-async def init(cluster: lbc.Cluster, az: str) -> None:
+async def init(cluster: lbc.Cluster) -> None:
     log.info("Initializing cluster...")
     await cluster.init()
     log.info("Cluster initialized!")
 
 
-async def leader(cluster: lbc.Cluster, az: str) -> None:
+async def join(cluster: lbc.Cluster, az: str, can_lead: bool) -> None:
     log.info("Joining cluster...")
-    async with cluster.join(az=az, can_lead=True) as node, asyncio.TaskGroup() as tasks:
-        log.info("Joined cluster!")
-        tasks.create_task(tell_leaders(node))
-        log.info("Waiting for leadership...")
-        await node.wait_until_leader()
-        log.info("We are the new leader!")
-
-
-async def follower(cluster: lbc.Cluster, az: str) -> None:
-    log.info("Joining cluster...")
-    async with cluster.join(az=az) as node:
-        log.info("Joined cluster!")
-        await tell_leaders(node)
+    async with cluster.join(az=az, can_lead=can_lead) as node, asyncio.TaskGroup() as tasks:
+        log.info("Joined cluster! Listening on %s", node.address)
+        tasks.create_task(tell(node))
+        if can_lead:
+            log.info("Waiting for leadership...")
+            await node.wait_until_leader()
+            log.info("We are the new leader!")
 
 
 if __name__ == "__main__":
@@ -71,8 +74,9 @@ if __name__ == "__main__":
     parser.add_argument("--az", default="AZ0", help="this node's availability zone")
     parser.add_argument("command", choices=["init", "leader", "follower"])
     given = parser.parse_args()
+    cluster = lbc.Cluster(given.path)
     try:
-        asyncio.run(globals()[given.command](lbc.Cluster(given.path), given.az))
+        asyncio.run(init(cluster) if given.command == "init" else join(cluster, given.az, given.command == "leader"))
     except KeyboardInterrupt:
         log.info("Left the cluster.")
     except lbc.LbcError as error:

@@ -13,7 +13,7 @@ from tests.cli.programs import EXAMPLE, error_line, output, run, running
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
-LISTENING = r"( Listening on https?://\S+:\d+)?"
+LISTENING = r"( Listening on https://\S+:\d+)?"
 COLUMNS = r"│   +│ UUID\(1\) +│ Address +│ AZ  │ Roles │"
 
 
@@ -86,6 +86,31 @@ def test_follower_sees_the_leader_come_and_go(store: str) -> None:
             follower.until("UUID(1)")
         follower.signal(signal.SIGINT)
         assert follower.ended() == 0
+
+
+def test_all_members_are_told_of_each_other(store: str) -> None:
+    with running("-p", store, "leader") as leader:
+        leader.until("We are the new leader!")
+        with running("-p", store, "follower", "--role", "worker", "--role", "web") as follower:
+            leader.until("Members changed:")
+            leader.until("UUID(2)")
+            leader.until("│ worker, web │")
+            follower.until("UUID(2)")
+            with running("-p", store, "follower", "--az", "AZ2") as another:
+                another.until("UUID(3)")
+                follower.until("UUID(3)")
+                follower.until("│ AZ2 │")
+                another.signal(signal.SIGINT)
+                assert another.ended() == 0
+            follower.until("UUID(2)")
+            leader.until("UUID(3)")
+            leader.until("UUID(2)")
+
+
+def test_a_node_listens_where_it_is_told(store: str) -> None:
+    with running("-p", store, "follower", "--address", "127.0.0.1:0", "--advertise", "localhost:4711") as follower:
+        follower.until("Listening on https://localhost:4711")
+        follower.until("│ localhost:4711 │ AZ0 │")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

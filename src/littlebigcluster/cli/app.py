@@ -8,6 +8,7 @@ import os
 import sqlite3
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from littlebigcluster.settings import PAGE_SIZES, ClusterSettings, NodeSettings
 _FAILED = 1
 _DEFAULTS = NodeSettings()
 
-F = TypeVar("F")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Place:
@@ -88,7 +89,7 @@ def init(place: Place, new_id: str | None, page_size: str, compression: Any) -> 
     logger.info("Cluster initialized!")
 
 
-def _seconds(name: str, help: str) -> Any:
+def _seconds(name: str, help: str) -> Callable[[F], F]:
     default = getattr(_DEFAULTS, name.replace("-", "_"))
     return click.option(f"--{name}", type=float, metavar="SECONDS", default=default, show_default=True, help=help)
 
@@ -96,6 +97,9 @@ def _seconds(name: str, help: str) -> Any:
 def _member_options(command: F) -> F:
     options = [
         click.option("--az", metavar="NAME", default="AZ0", show_default=True, help="This node's availability zone."),
+        click.option("--role", "roles", metavar="NAME", multiple=True, help="A role of this node; may come again."),
+        click.option("--address", metavar="HOST:PORT", help="Listen here; found by itself if not given."),
+        click.option("--advertise", metavar="HOST:PORT", help="Where others reach this node, if not at its address."),
         click.option(
             "--directory",
             type=click.Path(path_type=Path, file_okay=False),
@@ -109,22 +113,28 @@ def _member_options(command: F) -> F:
     return command
 
 
+def _join_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What `Cluster.join` takes, from what the command line says."""
+    settings = {name: options.pop(name) for name in list(options) if hasattr(_DEFAULTS, name)}
+    return options | {"settings": NodeSettings(**settings)}
+
+
 @cli.command()
 @_member_options
 @_seconds("leader-timeout", "So long without a sign of life of the leader, and this node takes over.")
 @_seconds("epoch-interval", "Between epochs on average, while this node leads; 0 writes as fast as the store can.")
 @click.pass_obj
-def leader(place: Place, /, az: str, **settings: Any) -> None:
+def leader(place: Place, /, **options: Any) -> None:
     """Join, and lead as soon as nobody else does. Several may run: all but one stand by."""
-    run_member(place.cluster(), can_lead=True, az=az, settings=NodeSettings(**settings))
+    run_member(place.cluster(), can_lead=True, **_join_options(options))
 
 
 @cli.command()
 @_member_options
 @click.pass_obj
-def follower(place: Place, /, az: str, **settings: Any) -> None:
+def follower(place: Place, /, **options: Any) -> None:
     """Join, and follow whoever leads."""
-    run_member(place.cluster(), can_lead=False, az=az, settings=NodeSettings(**settings))
+    run_member(place.cluster(), can_lead=False, **_join_options(options))
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")

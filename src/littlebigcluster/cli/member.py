@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 from littlebigcluster.cli.members import View, changes, members_table, view_of
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import rendered
 from littlebigcluster.cluster import Cluster, Node
-from littlebigcluster.settings import NodeSettings
+from littlebigcluster.watch import Watch
 
 
-def run_member(cluster: Cluster, *, can_lead: bool, az: str, settings: NodeSettings) -> None:
-    """Join and stay until a signal comes; then leave in good order, releasing the leadership."""
+def run_member(cluster: Cluster, *, can_lead: bool, **options: Any) -> None:
+    """Join and stay until a signal comes; then leave in good order, releasing the leadership. The options are those
+    of `Cluster.join`."""
     logger = logging.getLogger("lbc.leader" if can_lead else "lbc.follower")
     try:
-        run(_stay(cluster, logger, can_lead=can_lead, az=az, settings=settings))
+        run(_stay(cluster, logger, can_lead=can_lead, **options))
     except Stopped as stopped:
         logger.info("Left the cluster (%s).", stopped)
 
 
-async def _stay(cluster: Cluster, logger: logging.Logger, *, can_lead: bool, **options: Any) -> NoReturn:
+async def _stay(cluster: Cluster, logger: logging.Logger, *, can_lead: bool, **options: Any) -> None:
     logger.info("Joining cluster...")
     async with cluster.join(can_lead=can_lead, **options) as node:
-        logger.info("Joined cluster!%s", f" Listening on {_url(node)}" if node.address else "")
+        logger.info("Joined cluster! Listening on %s", _url(node))
         try:
             await _Narrator(node, logger).follow()
         finally:
@@ -33,7 +35,7 @@ async def _stay(cluster: Cluster, logger: logging.Logger, *, can_lead: bool, **o
 
 
 def _url(node: Node) -> str:
-    return f"https://{node.address}"
+    return f"{'https' if node.settings.tls == 'on' else 'http'}://{node.address}"
 
 
 class _Narrator:
@@ -43,25 +45,24 @@ class _Narrator:
         self._node, self._logger = node, logger
         self._view: View | None = None
 
-    async def follow(self) -> NoReturn:
-        async for _ in self._node.leader:
-            first, led = self._view is None, self._leads
-            view = view_of(self._node)
-            leads = view.leader == view.me
-            if leads and not led:
-                self._logger.info("We are the new leader!")
-            if led and not leads:
-                self._logger.warning("We are not the leader any more.")
-            self._tell(view)
-            if self._node.can_lead and not leads and (first or led):
-                self._logger.info("Waiting for leadership...")
-        raise AssertionError("the watch on the leader never ends by itself")
+    async def follow(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(self._node.leader))
+            tasks.create_task(self._watch(self._node.members))
 
-    @property
-    def _leads(self) -> bool:
-        return self._view is not None and self._view.leader == self._view.me
+    async def _watch(self, watch: Watch[Any]) -> None:
+        async for _ in watch:
+            self._look()
 
-    def _tell(self, view: View) -> None:
-        for headline in changes(self._view, view):
+    def _look(self) -> None:
+        before, view = self._view, view_of(self._node)
+        led, leads = before is not None and before.leads, view.leads
+        if leads and not led:
+            self._logger.info("We are the new leader!")
+        if led and not leads:
+            self._logger.warning("We are not the leader any more.")
+        for headline in changes(before, view):
             self._logger.info("%s\n%s", headline, rendered(members_table(view)))
+        if self._node.can_lead and not leads and (before is None or led):
+            self._logger.info("Waiting for leadership...")
         self._view = view

@@ -30,14 +30,20 @@ class View:
     leader: UUID | None
     members: frozenset[Member]
 
+    @property
+    def leads(self) -> bool:
+        """Whether this node is the leader."""
+        return self.leader == self.me
+
 
 def view_of(node: Node) -> View:
-    """The members that the node knows: the leader and itself."""
-    members = {Member(node.id, node.address, node.az)}
+    """The members that the node has heard of, the leader by the log, and itself."""
     leader = node.leader.value
-    if leader is not None and leader.uuid != node.id:
-        members.add(Member(leader.uuid, leader.address, leader.az))
-    return View(node.id, leader.uuid if leader else None, frozenset(members))
+    known = {node.id: Member(node.id, node.address, node.az, node.roles)}
+    if leader is not None:
+        known.setdefault(leader.uuid, Member(leader.uuid, leader.address, leader.az))
+    known |= {member.id: Member(member.id, member.address, member.az, member.roles) for member in node.members.value}
+    return View(node.id, leader.uuid if leader else None, frozenset(known.values()))
 
 
 def members_table(view: View) -> Table:
