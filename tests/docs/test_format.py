@@ -63,6 +63,7 @@ def test_object_names_are_those_of_the_code() -> None:
     documented = {code(row["object"]) for row in table(FORMAT, "Objects") if "`" in row["object"]}
     made = {names.CLUSTER, names.LAST_SNAPSHOT, names.LAST_RETAINED, names.BEACON}
     made |= {name.replace(f"{7:020}", "N") for name in (names.snapshot(7), names.wal(7))}
+    made.add(names.authority(7).replace(f"{7:020}", "N"))
     assert documented == made | {".lbc/probe-*"}
 
 
@@ -145,6 +146,9 @@ def test_objects_have_the_documented_members(written: Written) -> None:
         assert_as_documented(split(path)[0], "Metadata")
     assert_as_documented(written.identity, "Identity")
     assert_as_documented(json.loads((written.log / ".beacon").read_bytes()), "Beacon")
+    authorities = sorted((written.log / "ca").iterdir())
+    assert [path.name for path in authorities] == [f"{1:020}.json"]
+    assert_as_documented(json.loads(authorities[0].read_bytes()), "Certificate authorities")
 
 
 def test_the_system_table_is_as_documented(written: Written) -> None:
