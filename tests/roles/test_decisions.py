@@ -99,8 +99,16 @@ def test_beacons_count_anew_in_a_new_term() -> None:
 
 def test_an_answer_of_the_present_leader_is_a_sign_of_life() -> None:
     view = listen(decisions.begin(2, OTHER, 0.0), until=10.0)
-    assert decisions.heard_leader(view, 1, 11.0) == view
-    assert decisions.heard_leader(view, 2, 11.0).sign_of_life_at == 11.0
+    assert decisions.heard_leader(view, 1, 0.0, 11.0) == view
+    assert decisions.heard_leader(view, 2, 0.0, 11.0).sign_of_life_at == 11.0
+
+
+def test_a_leader_that_answers_but_does_not_reach_the_store_falls_silent() -> None:
+    view = decisions.begin(2, OTHER, 0.0)
+    for now in range(1, 25):
+        view = decisions.saw_nothing(view, float(now), TIMING)
+        view = decisions.heard_leader(view, 2, float(now), float(now))  # its last answer was at 0
+    assert isinstance(decide(view, 24.0), Claim)
 
 
 def test_silence_is_not_counted_while_nobody_listens() -> None:

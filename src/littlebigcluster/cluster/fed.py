@@ -31,7 +31,7 @@ class Fed(Protocol):
     """What the feed is for: a follower."""
 
     def offer(self, epoch: int, body: bytes) -> None: ...
-    def heard_leader(self, term: int) -> None: ...
+    def heard_leader(self, term: int, store_age: float) -> None: ...
     def feed(self, on: bool) -> None: ...
     def nudge(self) -> None: ...
 
@@ -145,11 +145,12 @@ class Reporter:
         elif kind == frames.EPOCH:
             metadata, _ = codec.decode_header(payload, name="an epoch from the feed")
             follower.offer(metadata.epoch, payload)
-            follower.heard_leader(metadata.term)
+            follower.heard_leader(metadata.term, 0.0)
         elif kind == frames.NAMED:
             follower.nudge()
         elif kind == frames.KEEP_ALIVE:
-            follower.heard_leader(int(json.loads(payload)["term"]))
+            alive = json.loads(payload)
+            follower.heard_leader(int(alive["term"]), float(alive["store_age"]))
         elif kind == frames.GOODBYE and json.loads(payload).get("successor") in (None, str(self._me().id)):
             follower.nudge()  # the leadership is released in the log already: who is chosen finds it free at once
 

@@ -1,6 +1,6 @@
 """The feed's frames: a letter, the length of the rest (4 bytes, big-endian), the rest.
 
-E  an epoch's whole object            K  keep-alive, JSON: term, epoch
+E  an epoch's whole object            K  keep-alive, JSON: term, epoch, store_age (seconds)
 N  an epoch's number, to be fetched   M  members, JSON
 G  goodbye, JSON: successor
 """

@@ -329,6 +329,8 @@ class Node:
             await self._end_presence()
 
     def _begin_to_lead(self) -> None:
+        assert self._leadership is not None
+        leadership = self._leadership
         self._presence = Presence(
             self.term,
             self.epoch.value,
@@ -337,6 +339,7 @@ class Node:
             timeout=seconds(self.settings.member_timeout),
             clock=self._clock,
             on_members=self.members._set,
+            store_age=lambda: leadership.store_age,
         )
         self._presence_task = asyncio.create_task(self._presence.run())
         self._leads._set(True)

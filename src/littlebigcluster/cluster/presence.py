@@ -35,9 +35,10 @@ class Presence:
         timeout: float,
         clock: Clock,
         on_members: Callable[[Members], None],
+        store_age: Callable[[], float],
     ) -> None:
         self.term = term
-        self._clock, self._on_members = clock, on_members
+        self._clock, self._on_members, self._store_age = clock, on_members, store_age
         self._roster = Roster(term, me, last, clock.monotonic(), timeout)
         self._feed = Feed(epoch)
         self._epoch = epoch
@@ -72,7 +73,8 @@ class Presence:
         while True:
             self._roster.expire(self._clock.monotonic())
             self._send_members()
-            self._feed.publish(frames.pack_json(frames.KEEP_ALIVE, {"term": self.term, "epoch": self._epoch}))
+            alive = {"term": self.term, "epoch": self._epoch, "store_age": round(self._store_age(), 3)}
+            self._feed.publish(frames.pack_json(frames.KEEP_ALIVE, alive))
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     def end(self) -> None:

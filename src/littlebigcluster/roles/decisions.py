@@ -97,11 +97,14 @@ def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
     return replace(view, beacon_count=beacon.count, sign_of_life_at=max(view.sign_of_life_at, now), looked_at=now)
 
 
-def heard_leader(view: View, term: int, now: float) -> View:
-    """The leader of `term` answered this node directly."""
+def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
+    """The leader of `term` answered this node directly, and has reached the store `store_age` seconds ago.
+
+    A leader that only its followers can reach is of no use: what counts is when it last reached the store.
+    """
     if term != view.term:
         return view
-    return replace(view, sign_of_life_at=max(view.sign_of_life_at, now), looked_at=max(view.looked_at, now))
+    return replace(view, sign_of_life_at=max(view.sign_of_life_at, now - max(0.0, store_age)))
 
 
 def decide(view: View, now: float, timing: Timing, *, me: Leader, can_lead: bool, patience: float) -> Wait | Claim:

@@ -42,7 +42,7 @@ class Follower:
     ) -> None:
         self._store, self._local, self._timing, self._clock = store, local, timing, clock
         self._me, self._can_lead, self._on_epoch = me, can_lead, on_epoch
-        self._view: decisions.View
+        self._view = self._begin()
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
         self._fed = False
@@ -62,9 +62,9 @@ class Follower:
         else:
             self.nudge()
 
-    def heard_leader(self, term: int) -> None:
-        """The leader of `term` has answered this node. For a follower that runs."""
-        self._view = decisions.heard_leader(self._view, term, self._clock.monotonic())
+    def heard_leader(self, term: int, store_age: float) -> None:
+        """The leader of `term` has answered this node, and has reached the store so many seconds ago."""
+        self._view = decisions.heard_leader(self._view, term, store_age, self._clock.monotonic())
 
     def feed(self, on: bool) -> None:
         """Whether the leader hands over epochs from now on."""

@@ -66,11 +66,17 @@ class Leadership:
         self.writer: Writer | None = None
         """Takes writes while this node leads; None before and after."""
         self._sign_interval = seconds(settings.leader_timeout) / 3
+        self._store_answered_at = clock.monotonic()
         self._sign_at = 0.0
         """When the next sign of life is due."""
         self._doubted = False
         self._woken = asyncio.Event()
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def store_age(self) -> float:
+        """Seconds since the store has last taken a write of this leader."""
+        return self._clock.monotonic() - self._store_answered_at
 
     def doubt(self) -> None:
         """Somebody has seen an epoch that this node does not have: look at once whether another node leads."""
@@ -199,6 +205,7 @@ class Leadership:
             beacon = Beacon(self._identity.cluster_id, self.term, self._local.epoch.value, count)
             try:
                 await self._store.put(names.BEACON, beacon.encode())
+                self._store_answered_at = now()
                 self._sign_at = now() + self._sign_interval
             except StoreUnavailable as error:
                 logger.warning("cannot show a sign of life: %s", error)
@@ -268,6 +275,7 @@ class Leadership:
         if not isinstance(outcome, Appended):
             batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))
             return False
+        self._store_answered_at = self._clock.monotonic()
         self._on_durable(epoch, body)
         try:
             await local.apply_own(wal, metadata, outcome.position, len(body))
