@@ -8,7 +8,6 @@ python examples/lol_cluster.py -p /tmp/lol follower    # as many as you like
 import argparse
 import asyncio
 import logging
-import time
 from typing import Any
 
 from rich import box
@@ -35,15 +34,14 @@ def members(node: lbc.Node) -> str:
 
 async def tell(node: lbc.Node) -> None:
     """Print the members, now and at each change."""
-    shown = members(node)
-    log.info("Initial members:\n%s", shown)
+    shown = ""
 
     async def follow(watch: lbc.Watch[Any], headline: str) -> None:
         nonlocal shown
         async for _ in watch:
             if (now := members(node)) != shown:
+                log.info("%s\n%s", headline if shown else "Initial members:", now)
                 shown = now
-                log.info("%s\n%s", headline, shown)
 
     await asyncio.gather(follow(node.leader, "Leader changed:"), follow(node.members, "Members changed:"))
 
@@ -66,8 +64,7 @@ async def join(cluster: lbc.Cluster, az: str, can_lead: bool) -> None:
 
 
 if __name__ == "__main__":
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(format="%(asctime)s.%(msecs)03dZ %(levelname)5s %(name)s: %(message)s", datefmt="%FT%T")
+    logging.basicConfig(format="%(asctime)s %(levelname)5s %(name)s: %(message)s", datefmt="%FT%T%z")
     log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-p", "--path", required=True, help="the object store: a directory, s3://bucket/prefix ...")

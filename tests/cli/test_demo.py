@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -31,15 +32,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def node_pids(temporary: Path) -> set[int]:
-    """The processes that work below this directory; only Linux can tell."""
+def node_pids(temporary: Path, log: str = "*.log") -> set[int]:
+    """The processes of nodes that log below this directory; only Linux can tell."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/2"):
-        try:
-            if link.readlink().is_relative_to(temporary):
+        with contextlib.suppress(OSError):
+            target = link.readlink()
+            if target.is_relative_to(temporary) and target.match(log):
                 found.add(int(link.parts[2]))
-        except OSError:
-            continue
     return found
 
 
@@ -55,6 +55,7 @@ def test_demo_survives_its_leader_and_proves_it(tmp_path: Path) -> None:
         r"node 2 leads, term 2; its first write was durable \d+\.\d\d s after the kill",
         r"failover  \d+\.\d\d s",
         r"latency   p50 \d+\.\d ms, p99 \d+\.\d ms",
+        r"lag       p50 \d+\.\d ms, p99 \d+\.\d ms",
         r"rows      [\d,]+ on each of 4 nodes, and in a copy restored from the store",
         r"lost      0 acknowledged writes",
         r"phantom   0 rows",
@@ -98,6 +99,18 @@ def test_demo_can_leave_the_cluster_running(tmp_path: Path) -> None:
         for pid in pids:
             if not ended(pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the nodes in /proc")
+def test_demo_fails_when_a_node_dies_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running(*SHORT) as demo:
+        demo.until("node 3 and node 4 as followers")
+        os.kill(node_pids(tmp_path, "node-4.log").pop(), signal.SIGKILL)
+        demo.until("Error: node 4 ended by itself")
+        assert demo.ended() == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

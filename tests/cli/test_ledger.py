@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from littlebigcluster.cli.demo.ledger import Ledger
+from littlebigcluster.cli.demo.lag import Lag
+from littlebigcluster.cli.demo.ledger import Ledger, quantile
 from littlebigcluster.cli.demo.summary import Findings, summary
+from littlebigcluster.clock import Clock
 
 
 def ledger() -> Ledger:
@@ -44,10 +46,41 @@ def test_a_row_that_is_there_twice_is_a_phantom() -> None:
 
 
 def test_only_acknowledged_writes_count_for_the_latency() -> None:
-    assert ledger().latency_seconds(0.5) == 0.003
-    assert ledger().latency_seconds(0.99) == 0.004
-    assert Ledger().latency_seconds(0.5) == 0.0
+    assert ledger().latencies_seconds == [0.001, 0.002, 0.003, 0.004]
     assert ledger().last_epoch == 14
+
+
+def test_quantiles() -> None:
+    values = [float(value) for value in range(100, 0, -1)]
+    assert (quantile(values, 0.5), quantile(values, 0.99), quantile(values, 1)) == (51.0, 100.0, 100.0)
+    assert quantile([], 0.5) == 0.0
+
+
+class SetClock(Clock):
+    """Shows what it is set to."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_lag_lasts_until_the_node_has_the_epoch() -> None:
+    clock = SetClock()
+    lag = Lag(clock)
+    lag.acknowledged(1)
+    clock.seconds = 0.25
+    lag.acknowledged(2)
+    assert lag.worst_of_late() == 0.25
+    clock.seconds = 0.5
+    lag.reached(2)
+    assert lag.all_seconds == [0.5, 0.25]
+    assert lag.worst_of_late() == 0.5
+    lag.reached(3)
+    lag.acknowledged(3)
+    assert lag.all_seconds == [0.5, 0.25, 0.0]
+    clock.seconds = 2.0
+    assert lag.worst_of_late() == 0.0
 
 
 def findings(**rows: list[int]) -> Findings:

@@ -22,7 +22,7 @@ from littlebigcluster.cli.reading import show_log, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
 from littlebigcluster.cluster import Cluster
-from littlebigcluster.errors import LbcError
+from littlebigcluster.errors import LbcError, plain_errors
 from littlebigcluster.settings import PAGE_SIZES, ClusterSettings, NodeSettings
 
 _FAILED = 1
@@ -194,7 +194,8 @@ def main() -> None:
 
 def _exit_code() -> int:
     try:
-        cli.main(prog_name="lbc", standalone_mode=False)
+        with plain_errors():
+            cli.main(prog_name="lbc", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -219,6 +220,8 @@ def _explain(error: Exception) -> None:
     """One clear line; the traceback with -v."""
     if logging.getLogger("littlebigcluster").level == logging.DEBUG:
         traceback.print_exception(error)
+    if isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     expected = isinstance(error, LbcError | ValueError | OSError | sqlite3.Error)
     text = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
     hint = "" if expected else " (this is a fault of lbc; -v before the command shows where)"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from pathlib import Path
 from typing import Any
 
+from littlebigcluster.cli.demo.lag import Lag
 from littlebigcluster.cli.demo.process import NodeProcess
 from littlebigcluster.cli.demo.view import NodeState
 from littlebigcluster.clock import Clock
@@ -18,13 +18,14 @@ class Cast:
 
     def __init__(self, store: str, directory: Path, settings: dict[str, Any], *, clock: Clock) -> None:
         self._store, self._directory, self._settings, self._clock = store, directory, settings, clock
-        self._acknowledged_at: deque[tuple[int, float]] = deque()
+        self._last_epoch = 0
         self.nodes: dict[str, NodeProcess] = {}
         self.leader: Watch[NodeProcess | None] = Watch(None)
 
     async def start(self, name: str, *, can_lead: bool) -> NodeProcess:
         """Start a node under a name that no living one has; returns when it has joined. Raises NodeDied."""
-        node = NodeProcess(name, can_lead, self._find_leader, self._directory / f"{name.replace(' ', '-')}.log")
+        log = self._directory / f"{name.replace(' ', '-')}.log"
+        node = NodeProcess(name, can_lead, self._find_leader, log, Lag(self._clock))
         self.nodes[name] = node
         number = len(self.nodes)
         await node.start(
@@ -47,29 +48,31 @@ class Cast:
         await asyncio.gather(*(node.stop() for node in sorted(started, key=lambda node: node.leads)))
 
     def acknowledged(self, epoch: int) -> None:
-        """The leader has acknowledged a write of this epoch: now a node can be behind it."""
-        if not self._acknowledged_at or self._acknowledged_at[-1][0] < epoch:
-            self._acknowledged_at.append((epoch, self._clock.monotonic()))
+        """The leader has acknowledged a write of this epoch: now the others can be behind it."""
+        if epoch > self._last_epoch:
+            self._last_epoch = epoch
+            for node in self.alive:
+                if node.joined and not node.leads:
+                    node.lag.acknowledged(epoch)
+
+    def lags_seconds(self) -> list[float]:
+        """Every lag of every node that still lives."""
+        return [lag for node in self.alive for lag in node.lag.all_seconds]
 
     def states(self) -> list[NodeState]:
         """How each node stands, as it last said itself."""
-        slowest = min((node.epoch for node in self.alive if node.joined), default=0)
-        while self._acknowledged_at and self._acknowledged_at[0][0] <= slowest:
-            self._acknowledged_at.popleft()
-        return [self._state(node) for node in self.nodes.values()]
-
-    def _state(self, node: NodeProcess) -> NodeState:
-        missing = [at for epoch, at in self._acknowledged_at if epoch > node.epoch]
-        return NodeState(
-            node.name,
-            _role(node),
-            node.pid if node.alive else None,
-            node.term,
-            node.epoch,
-            node.rows,
-            len(missing),
-            self._clock.monotonic() - missing[0] if missing else 0.0,
-        )
+        return [
+            NodeState(
+                node.name,
+                _role(node),
+                node.pid if node.alive else None,
+                node.term,
+                node.epoch,
+                node.rows,
+                node.lag.worst_of_late(),
+            )
+            for node in self.nodes.values()
+        ]
 
     def _find_leader(self) -> None:
         leaders = [node for node in self.alive if node.leads]

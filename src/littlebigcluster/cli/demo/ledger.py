@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +55,8 @@ class Ledger:
             len(present), frozenset(self.acknowledged - present), frozenset(phantom), len(present & self.unknown)
         )
 
-    def latency_seconds(self, share: float) -> float:
-        """The latency below which this share of the acknowledged writes stayed; 0.5 is the median."""
-        ordered = sorted(self.latencies_seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of them stays; 0.5 is the median. 0 when there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -40,7 +40,9 @@ class Demonstrator:
     async def serve(self, messages: AsyncIterator[Message]) -> None:
         """Returns when stdin ends, unless the node is to be kept: then never."""
         async with asyncio.TaskGroup() as tasks:
-            reports = [tasks.create_task(self._report_leader()), tasks.create_task(self._report_state())]
+            reports = [
+                tasks.create_task(report()) for report in (self._report_leader, self._report_epochs, self._report_state)
+            ]
             async for message in messages:
                 match message["do"]:
                     case "write":
@@ -92,6 +94,10 @@ class Demonstrator:
         if not await self._node.read("SELECT 1 FROM sqlite_schema WHERE name = ?", (TABLE,)):
             await self._node.execute(f"CREATE TABLE {TABLE}(number INTEGER PRIMARY KEY, node TEXT)")
         self._takes_writes = True
+
+    async def _report_epochs(self) -> None:
+        async for epoch in self._node.epoch:
+            self._tell({"reached": epoch})
 
     async def _report_state(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from littlebigcluster.cli.demo.lag import Lag
 from littlebigcluster.cli.demo.ledger import Outcome
 from littlebigcluster.cli.demo.messages import MAX_LINE_BYTES, Message, decode, encode
 from littlebigcluster.errors import LbcError
@@ -38,6 +39,7 @@ class NodeProcess:
     can_lead: bool
     on_change: Callable[[], None]
     log: Path
+    lag: Lag
     epoch: int = 0
     rows: int = 0
     term: int = 0
@@ -145,6 +147,8 @@ class NodeProcess:
         if "number" in message:
             self._writes.pop(message["number"]).set_result(Answer(message["outcome"], message.get("epoch", 0)))
             self.under_way._set(len(self._writes))
+        elif "reached" in message:
+            self.lag.reached(message["reached"])
         elif "epoch" in message:
             self.epoch, self.rows = message["epoch"], message["rows"]
             self.term, self.leads = message["term"], message["leads"]

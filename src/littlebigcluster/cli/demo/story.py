@@ -122,6 +122,7 @@ class Story:
             await self._cast.start("node 1", can_lead=True)
             self._event("node 1 has come back, in a new process, as standby")
             await asyncio.sleep(self._phase_seconds / 2)
+        self.findings.lags_seconds = self._cast.lags_seconds()
         self._event("writing has ended; comparing what was acknowledged with the rows on every node")
         await self._prove()
 
@@ -173,8 +174,9 @@ class Story:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _prove(self) -> None:
-        """Read every node's own replica, and a copy restored from the store alone."""
-        for node in self._cast.alive:
+        """Read every node's own replica, and a copy restored from the store alone. Raises NodeDied for a node that
+        is not there any more."""
+        for node in self._cast.nodes.values():
             async with _patience(f"the rows of {node.name}"):
                 numbers = await node.numbers(at_least=self._ledger.last_epoch)
             self._judge(node.name, self._ledger.check(numbers))
@@ -195,13 +197,11 @@ class Story:
                 view.show(self._picture())
                 await asyncio.sleep(_FRAME_SECONDS)
 
-        shower = asyncio.create_task(frames())
-        try:
+        async with asyncio.TaskGroup() as tasks:
+            shower = tasks.create_task(frames())
             yield
-            view.show(self._picture())
-        finally:
             shower.cancel()
-            await asyncio.gather(shower, return_exceptions=True)
+            view.show(self._picture())
 
     def _picture(self) -> Picture:
         now, acknowledged = self._clock.monotonic(), len(self._ledger.acknowledged)

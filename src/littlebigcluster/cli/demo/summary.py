@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from littlebigcluster.cli.demo.ledger import Ledger, Verdict
+from littlebigcluster.cli.demo.ledger import Ledger, Verdict, quantile
 from littlebigcluster.cli.text import count
 from littlebigcluster.settings import NodeSettings
 
@@ -21,6 +21,8 @@ class Findings:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By place: every node, and the store."""
     failover_seconds: float = 0.0
+    lags_seconds: Sequence[float] = ()
+    """Of each acknowledged epoch on each node but the leader."""
     acknowledged_before: int = 0
     """Writes acknowledged before the leader was killed."""
 
@@ -50,10 +52,8 @@ def summary(findings: Findings) -> str:
     lines = [
         ("failover", f"{findings.failover_seconds:.2f} s from kill -9 to the first durable write of the new leader"),
         ("writes", f"{findings.acknowledged_before:,} acknowledged before the kill, {after:,} after it"),
-        (
-            "latency",
-            f"p50 {_ms(ledger.latency_seconds(0.5))}, p99 {_ms(ledger.latency_seconds(0.99))} per durable write",
-        ),
+        ("latency", f"{_quantiles(ledger.latencies_seconds)} from a write to its acknowledgement: it is durable"),
+        ("lag", f"{_quantiles(findings.lags_seconds)} from then until another node has it"),
         ("rows", _rows(findings, len(nodes))),
         ("lost", f"{lost:,} acknowledged writes missing somewhere"),
         ("phantom", f"{phantom:,} rows that nobody wrote, or that were refused"),
@@ -66,8 +66,8 @@ def summary(findings: Findings) -> str:
     return "\n" + "\n".join(f"  {name:9} {text}" for name, text in lines) + f"\n\n{verdict}"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+def _quantiles(seconds: Sequence[float]) -> str:
+    return f"p50 {quantile(seconds, 0.5) * 1000:.1f} ms, p99 {quantile(seconds, 0.99) * 1000:.1f} ms"
 
 
 def _rows(findings: Findings, nodes: int) -> str:

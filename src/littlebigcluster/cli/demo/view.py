@@ -31,9 +31,8 @@ class NodeState:
     term: int
     epoch: int
     rows: int
-    behind_epochs: int
-    behind_seconds: float
-    """For how long there has been an epoch, acknowledged by the leader, that this node does not have."""
+    lag_seconds: float
+    """The longest of the last second between a write's acknowledgement and its arrival here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +91,10 @@ class PlainView:
             return
         self._next = picture.elapsed_seconds + 1
         term = max((node.term for node in picture.nodes), default=0)
-        behind = max((node.behind_seconds for node in picture.nodes), default=0.0)
+        lag = max((node.lag_seconds for node in picture.nodes if node.state not in _GONE), default=0.0)
         rows = ", ".join(f"{node.name} {_brief(node)}" for node in picture.nodes)
-        what = (
-            f"term {term}, {picture.acknowledged:,} acknowledged, at most {behind * 1000:.0f} ms behind; rows: {rows}"
-        )
-        self.event(picture.elapsed_seconds, f"  {what}")
+        done = f"term {term}, {picture.acknowledged:,} acknowledged, lag up to {lag * 1000:.0f} ms"
+        self.event(picture.elapsed_seconds, f"  {done}; rows: {rows}")
 
 
 def _brief(node: NodeState) -> str:
@@ -130,23 +127,19 @@ def _table(picture: Picture) -> Table:
     table = Table(box=box.SQUARE, header_style="bold")
     for name in ("Node", "Process", "State"):
         table.add_column(name, min_width=8)
-    for name in ("Term", "Epoch", "Rows", "Behind"):
+    for name in ("Term", "Epoch", "Rows", "Lag"):
         table.add_column(name, justify="right", min_width=6)
     for node in picture.nodes:
         style = {"leader": _LEADER, "killed": _DEAD}.get(node.state, "")
         numbers = (
-            ("", "", "", "")
-            if node.state in _GONE
-            else (str(node.term), str(node.epoch), f"{node.rows:,}", _behind(node))
+            ("", "", "", "") if node.state in _GONE else (str(node.term), str(node.epoch), f"{node.rows:,}", _lag(node))
         )
         table.add_row(node.name, str(node.pid or ""), node.state, *numbers, style=style)
     return table
 
 
-def _behind(node: NodeState) -> str:
-    if not node.behind_epochs:
-        return "-"
-    return f"{node.behind_epochs} ep, {node.behind_seconds * 1000:.0f} ms"
+def _lag(node: NodeState) -> str:
+    return f"{node.lag_seconds * 1000:.0f} ms" if node.lag_seconds else "-"
 
 
 def _footer(picture: Picture) -> Text:
