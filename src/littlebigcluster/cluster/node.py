@@ -19,9 +19,9 @@ from littlebigcluster.cluster.membership import Member, Members
 from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.service import Service
 from littlebigcluster.cluster.statements import Result, run_many, run_one, run_script
-from littlebigcluster.database import Done, Pending
+from littlebigcluster.database import Done, Pending, StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import DeadlineExceeded, NotLeader, StoreUnavailable, plain_errors
+from littlebigcluster.errors import DeadlineExceeded, LbcError, NotLeader, StoreUnavailable, plain_errors
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
@@ -189,8 +189,13 @@ class Node:
             raise DeadlineExceeded(
                 f"the read took longer than {limit} s (consistency {consistency}, at epoch {self.epoch.value})"
             ) from error
-        left = give_up_at - self._clock.monotonic()
-        return await self._local.readers.read(sql, parameters, timeout=left, row_factory=row_factory)
+        while True:
+            readers, left = self._local.readers, give_up_at - self._clock.monotonic()
+            try:
+                return await readers.read(sql, parameters, timeout=left, row_factory=row_factory)
+            except LbcError:
+                if self._local.readers is readers:
+                    raise  # else the copy was replaced under the read, which is run again on the new one
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -320,7 +325,7 @@ class Node:
                 logger.info("not leading any more, term %d", leadership.term)
             else:
                 logger.info("another node was faster")
-        except (StoreUnavailable, OSError, sqlite3.Error) as error:
+        except (StoreUnavailable, StateMismatch, OSError, sqlite3.Error) as error:
             logger.error("cannot lead: %s", error)
             await asyncio.sleep(seconds(self.settings.poll_interval))
         finally:
@@ -371,3 +376,5 @@ class Node:
         if hasattr(self, "_listener"):
             await self._listener.stop()
         await self._local.close()
+        for watch in (self.epoch, self.leader, self.members, self._leads):
+            watch._end(LbcError("the node has stopped"))

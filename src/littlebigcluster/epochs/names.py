@@ -56,7 +56,8 @@ def parse_marker(content: bytes | None) -> int | None:
     """The epoch a marker names; None when it is absent or damaged."""
     if content is None or not re.fullmatch(rb"[0-9]{20}", content.strip()):
         return None
-    return int(content)
+    epoch = int(content)
+    return epoch if epoch <= MAX_EPOCH else None
 
 
 def _digits(epoch: int) -> str:

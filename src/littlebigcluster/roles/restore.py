@@ -126,6 +126,8 @@ async def _newest_snapshot(
                 first_error = first_error or error
     if first_error is not None:
         raise first_error
+    if found.epochs:
+        raise CorruptLog(names.snapshot(0), "a snapshot from which the log can be followed, found none")
     raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
 
 
@@ -211,7 +213,7 @@ async def _former(store: Store, identity: Identity, directory: Path, *, clock: C
         if result is None and not path.with_name(DROPPED).exists():
             try:
                 result = await _reuse(store, identity, path, clock=clock)
-            except (CorruptLog, sqlite3.Error, OSError, ValueError) as error:
+            except (CorruptLog, sqlite3.Error, OSError, LookupError, TypeError, ValueError) as error:
                 logger.warning("dropping the former local copy %s: %s", path, error)
             if result is not None:
                 continue
