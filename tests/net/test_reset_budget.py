@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.net.client import ResetBudget
+from littlebigcluster.net.resets import ResetBudget
 
 
 class Hand(Clock):

@@ -2,7 +2,8 @@
 
 from littlebigcluster.net.address import format_address, is_loopback, is_wildcard, parse_address, reachable_host
 from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
-from littlebigcluster.net.client import Client, Response, StreamResponse
+from littlebigcluster.net.client import Client
+from littlebigcluster.net.responses import Response, StreamResponse
 from littlebigcluster.net.routes import Answer, Refused, Request, Router
 from littlebigcluster.net.server import Server
 from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import re
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -25,110 +21,16 @@ from wreq.tls import CertStore, Identity, TlsVersion
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import PeerUnavailable, RequestTimeout
+from littlebigcluster.net.resets import ResetBudget
+from littlebigcluster.net.responses import LIBRARY_ERRORS, Response, StreamResponse, failure, headers_of, too_late
 from littlebigcluster.net.tls import NodeIdentity
 
-_log = logging.getLogger(__name__)
-
 Body = bytes | AsyncIterator[bytes] | None
-
-_LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
-    value
-    for name in wreq.exceptions.__all__
-    if isinstance(value := getattr(wreq.exceptions, name), type) and value is not BuilderError
-)
-
-# The library tells in its message only whether the request had left. "Connect": there was no connection.
-# "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
-_NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
-_OUT_OF_TIME = re.compile(r"source: TimedOut \}")
-_URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
 
 # What a stream, and all of them, may have under way unread. Generous, because a stream that has used up its window
 # can hold up the others on the same connection (see Server).
 _WINDOW_BYTES = 8 << 20
 _CONNECTION_WINDOW_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A complete answer. Header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """The body as JSON. Raises ValueError when it is none."""
-        return json.loads(self.body)
-
-
-class ResetBudget:
-    """How many streams a client may still reset.
-
-    A server takes many resets in a short time for an attack and closes the connection, with all that is on it
-    (h2corn: more than 200 in 10 s; others are of the same order). Half of that is left for streams, whose end
-    cannot wait.
-    """
-
-    def __init__(self, clock: Clock, *, limit: int = 100, window_seconds: float = 10.0) -> None:
-        self._clock = clock
-        self._limit = limit
-        self._window_seconds = window_seconds
-        self._spent: deque[float] = deque()
-
-    def left(self) -> int:
-        """How many more are harmless now; negative when there were too many."""
-        if self._spent:
-            oldest = self._clock.monotonic() - self._window_seconds
-            while self._spent and self._spent[0] <= oldest:
-                self._spent.popleft()
-        return self._limit - len(self._spent)
-
-    def spend(self) -> None:
-        """Count one reset."""
-        self._spent.append(self._clock.monotonic())
-
-
-class StreamResponse:
-    """An answer whose body arrives piece by piece. Iterate over it once; pieces are cut anywhere."""
-
-    def __init__(self, response: wreq.Response, where: str, heartbeat_seconds: float | None) -> None:
-        self.status: int = response.status.as_int()
-        self.headers: Mapping[str, str] = _headers(response)
-        self.finished = False
-        self._where = where
-        self._heartbeat_seconds = heartbeat_seconds
-        self._pieces = response.stream()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        """The next piece. Raises PeerUnavailable when the connection breaks, or when nothing came for the
-        heartbeat's time."""
-        while True:
-            try:
-                async with asyncio.timeout(self._heartbeat_seconds):
-                    piece = await self._pieces.__anext__()
-            except StopAsyncIteration:
-                self.finished = True
-                raise
-            except TimeoutError:
-                raise PeerUnavailable(
-                    f"{self._where}: no sign of life for {self._heartbeat_seconds:g} s", sent=True
-                ) from None
-            except _LIBRARY_ERRORS as error:
-                self.finished = True
-                raise _unavailable(self._where, error, sent=True) from None
-            if isinstance(piece, memoryview):
-                return bytes(piece)
-
-    async def read(self) -> bytes:
-        """All that is left of the body."""
-        return b"".join([piece async for piece in self])
-
-    async def _close(self) -> None:
-        await self._pieces.__aexit__(None, None, None)
 
 
 class Client:
@@ -229,7 +131,7 @@ class Client:
         finally:
             if not response.finished:
                 self._resets.spend()
-            await response._close()
+            await response.close()
 
     async def get_json(self, path: str, **options: Any) -> Any:
         """The JSON of a GET. Raises ValueError for a status other than 2xx, and as `request`."""
@@ -277,7 +179,7 @@ class Client:
             raise
         if not call.done():
             self._give_up(call)
-            raise _too_late(f"{method} {self.base_url}{path}", timeout)
+            raise too_late(f"{method} {self.base_url}{path}", timeout)
         if call.cancelled():
             self._raise_if_closed(method, path)
         return call.result()
@@ -288,12 +190,9 @@ class Client:
         raw = await self._send(method, path, headers, body, timeout)
         try:
             content = bytes(await raw.bytes())
-        except _LIBRARY_ERRORS as error:
-            where = f"{method} {self.base_url}{path}"
-            if _OUT_OF_TIME.search(str(error)):
-                raise _too_late(where, timeout) from None
-            raise _unavailable(where, error, sent=True) from None
-        return Response(raw.status.as_int(), _headers(raw), content)
+        except LIBRARY_ERRORS as error:
+            raise failure(f"{method} {self.base_url}{path}", error, timeout, begun=True) from None
+        return Response(raw.status.as_int(), headers_of(raw), content)
 
     async def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None, body: Body, timeout: float | None
@@ -316,12 +215,10 @@ class Client:
             options["headers"] = {**self._headers, **(headers or {})}
         try:
             return await self._library.request(verb, self.base_url + path, **options)
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             if upload is not None and upload.error is not None:
                 raise upload.error from None
-            if _OUT_OF_TIME.search(str(error)):
-                raise _too_late(where, timeout) from None
-            raise _unavailable(where, error, sent=not _NEVER_SENT.search(str(error))) from None
+            raise failure(where, error, timeout, begun=False) from None
         except (BuilderError, RuntimeError) as error:
             raise ValueError(f"{where}: {str(error)[:200]}") from None
 
@@ -387,19 +284,6 @@ class _Upload:
         except Exception as error:
             self.error = error
             raise
-
-
-def _headers(response: wreq.Response) -> dict[str, str]:
-    return {str(name, "ascii"): str(value, "latin-1") for name, value in response.headers}
-
-
-def _too_late(where: str, timeout: float | None) -> RequestTimeout:
-    return RequestTimeout(f"{where}: no complete answer after {timeout or 0:g} s")
-
-
-def _unavailable(where: str, error: Exception, *, sent: bool) -> PeerUnavailable:
-    reason = _URL_IN_MESSAGE.sub("", str(error))[:300]
-    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent)
 
 
 def _json_of(response: Response, where: str) -> Any:

@@ -177,10 +177,9 @@ async def test_an_answer_that_breaks_half_way_is_never_taken_for_whole(client: C
     with pytest.raises(PeerUnavailable) as caught:
         await client.request("GET", "/broken")
     assert caught.value.sent
-    async with client.stream("GET", "/broken") as stream:
-        assert await anext(stream) == b"half"
-        with pytest.raises(PeerUnavailable):
-            await anext(stream)
+    with pytest.raises(PeerUnavailable):  # the reset may overtake what was sent before
+        async with client.stream("GET", "/broken") as stream:
+            await stream.read()
 
 
 async def test_a_slow_reader_holds_the_server_back(client: Client, app: ContractApp) -> None:

@@ -1,0 +1,101 @@
+"""What a client receives, and what the library's errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import wreq
+from wreq.exceptions import BuilderError
+
+from littlebigcluster.errors import LbcError, PeerUnavailable, RequestTimeout
+
+LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
+    value
+    for name in wreq.exceptions.__all__
+    if isinstance(value := getattr(wreq.exceptions, name), type) and value is not BuilderError
+)
+
+# The library tells in its message only whether the request had left. "Connect": there was no connection.
+# "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
+_NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
+_OUT_OF_TIME = re.compile(r"source: TimedOut \}")
+_URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete answer. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError when it is none."""
+        return json.loads(self.body)
+
+
+class StreamResponse:
+    """An answer whose body arrives piece by piece. Iterate over it once; pieces are cut anywhere."""
+
+    def __init__(self, response: wreq.Response, where: str, heartbeat_seconds: float | None) -> None:
+        self.status: int = response.status.as_int()
+        self.headers: Mapping[str, str] = headers_of(response)
+        self.finished = False
+        self._where = where
+        self._heartbeat_seconds = heartbeat_seconds
+        self._pieces = response.stream()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece. Raises PeerUnavailable when the connection breaks, or when nothing came for the
+        heartbeat's time."""
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    piece = await self._pieces.__anext__()
+            except StopAsyncIteration:
+                self.finished = True
+                raise
+            except TimeoutError:
+                raise PeerUnavailable(
+                    f"{self._where}: no sign of life for {self._heartbeat_seconds:g} s", sent=True
+                ) from None
+            except LIBRARY_ERRORS as error:
+                self.finished = True
+                raise failure(self._where, error, begun=True) from None
+            if isinstance(piece, memoryview):
+                return bytes(piece)
+
+    async def read(self) -> bytes:
+        """All that is left of the body."""
+        return b"".join([piece async for piece in self])
+
+    async def close(self) -> None:
+        """End the stream; what has not come is lost."""
+        await self._pieces.__aexit__(None, None, None)
+
+
+def headers_of(response: wreq.Response) -> dict[str, str]:
+    return {str(name, "ascii"): str(value, "latin-1") for name, value in response.headers}
+
+
+def failure(where: str, error: Exception, timeout: float | None = None, *, begun: bool) -> LbcError:
+    """What an error of the library means to the caller. `begun` is whether an answer had begun to come."""
+    message = str(error)
+    if _OUT_OF_TIME.search(message):
+        return too_late(where, timeout)
+    reason = _URL_IN_MESSAGE.sub("", message)[:300]
+    sent = begun or not _NEVER_SENT.search(message)
+    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent)
+
+
+def too_late(where: str, timeout: float | None) -> RequestTimeout:
+    return RequestTimeout(f"{where}: no complete answer after {timeout or 0:g} s")
