@@ -99,9 +99,8 @@ def _unique(names: list[str]) -> list[str]:
     return list(found)
 
 
-_LOG_COLUMNS = ("Epoch", "Time", "Term", "Leader", "Transactions", "Pages", "Size")
 _WIDE_ENOUGH = 115
-_SHORT = 12
+_SHORT = 8
 
 
 async def show_log(cluster: Cluster, *, limit: int | None, as_json: bool) -> None:
@@ -115,7 +114,9 @@ async def show_log(cluster: Cluster, *, limit: int | None, as_json: bool) -> Non
         print("no epochs yet: nobody has led this cluster")
         return
     short = text.console().width < _WIDE_ENOUGH
-    table = text.grid(_LOG_COLUMNS, [_entry_row(entry, short=short) for entry in entries])
+    transactions = "Tx" if short else "Transactions"
+    columns = ("Epoch", "Time", "Term", "Leader", transactions, "Pages", "Size")
+    table = text.grid(columns, [_entry_row(entry, short=short) for entry in entries])
     table.columns[-1].justify = "right"
     text.show(table)
 

@@ -135,9 +135,8 @@ class NodeProcess:
                 break  # killed in the middle of a line
             self._hear(decode(line))
         self.alive = self.leads = False
-        for write in self._writes.values():
-            write.set_result(Answer("unknown"))
-        self._writes.clear()
+        for number in list(self._writes):
+            self._answered(number, Answer("unknown"))
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(self._death())
@@ -145,8 +144,7 @@ class NodeProcess:
 
     def _hear(self, message: Message) -> None:
         if "number" in message:
-            self._writes.pop(message["number"]).set_result(Answer(message["outcome"], message.get("epoch", 0)))
-            self.under_way._set(len(self._writes))
+            self._answered(message["number"], Answer(message["outcome"], message.get("epoch", 0)))
         elif "reached" in message:
             self.lag.reached(message["reached"])
         elif "epoch" in message:
@@ -155,7 +153,14 @@ class NodeProcess:
             self.on_change()
         else:
             for name, value in message.items():
-                self._asked[name].set_result(value)
+                if not self._asked[name].done():
+                    self._asked[name].set_result(value)
+
+    def _answered(self, number: int, answer: Answer) -> None:
+        write = self._writes.pop(number)
+        self.under_way._set(len(self._writes))
+        if not write.done():  # cancelled, when the demo is interrupted
+            write.set_result(answer)
 
     def _death(self) -> NodeDied:
         lines = self.log.read_text(errors="replace").strip().splitlines()

@@ -123,7 +123,7 @@ class Story:
             self._event("node 1 has come back, in a new process, as standby")
             await asyncio.sleep(self._phase_seconds / 2)
         self.findings.lags_seconds = self._cast.lags_seconds()
-        self._event("writing has ended; comparing what was acknowledged with the rows on every node")
+        self._event("writing has ended; comparing with the rows on every node")
         await self._prove()
 
     async def _kill(self, leader: NodeProcess) -> None:
@@ -142,8 +142,8 @@ class Story:
             _, written_at = await self._first_write.until(lambda first: first[0] == successor.name)
         self.findings.failover_seconds = written_at - killed_at
         self._event(
-            f"{successor.name} leads, term {successor.term}; its first write was durable "
-            f"{self.findings.failover_seconds:.2f} s after the kill",
+            f"{successor.name} leads, term {successor.term}; "
+            f"first durable write {self.findings.failover_seconds:.2f} s after the kill",
             style="bold green",
         )
 

@@ -38,8 +38,9 @@ class Findings:
 def opening(store: str, settings: Mapping[str, Any]) -> str:
     """What is about to happen, and with which settings."""
     defaults = NodeSettings()
-    told = ", ".join(f"{name} {value:g} s (default {getattr(defaults, name):g} s)" for name, value in settings.items())
-    return f"A cluster of four processes in {store}\nQuick settings for the demo: {told}\n"
+    chosen = ", ".join(f"{name} {value:g} s" for name, value in settings.items())
+    usual = ", ".join(f"{getattr(defaults, name):g} s" for name in settings)
+    return f"A cluster of four processes in {store}\nQuick settings: {chosen}\n     (defaults: {usual})\n"
 
 
 def summary(findings: Findings) -> str:
