@@ -50,6 +50,19 @@ async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
             assert (await client.request("GET", "/hello")).status == 200
 
 
+async def test_a_server_that_froze_while_nobody_asked_is_noticed(mint: Mint, clock: Clock) -> None:
+    async with peer(mint("server"), "server", "127.0.0.1") as server:
+        url = f"https://127.0.0.1:{await server.told()}"
+        async with Client(url, tls=mint("client"), clock=clock) as client:
+            await client.request("GET", "/hello")
+            server.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(4.5)
+            # The dead connection is gone already, so that this was never sent and may be sent elsewhere.
+            with pytest.raises(PeerUnavailable) as caught:
+                await client.request("POST", "/count_bytes", body=b"x")
+            assert not caught.value.sent
+
+
 async def test_a_killed_server_is_noticed_at_once(mint: Mint, clock: Clock) -> None:
     async with peer(mint("server"), "server", "127.0.0.1") as server:
         url = f"https://127.0.0.1:{await server.told()}"
