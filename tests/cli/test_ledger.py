@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from littlebigcluster.cli.demo.lag import Lag
 from littlebigcluster.cli.demo.ledger import Ledger, quantile
-from littlebigcluster.cli.demo.summary import Findings, summary
+from littlebigcluster.cli.demo.summary import Findings, shown, summary
 from littlebigcluster.clock import Clock
 
 
@@ -105,6 +105,11 @@ def test_the_proof_fails_when_places_differ() -> None:
 def test_the_proof_fails_when_anything_is_lost_or_too_much() -> None:
     assert not findings(a=[1, 2, 3], b=[1, 2, 3]).holds
     assert not findings(a=[1, 2, 3, 4, 5], b=[1, 2, 3, 4, 5]).holds
+
+
+def test_the_settings_of_a_store_are_not_shown() -> None:
+    assert shown("s3://bucket/a?secret_access_key=x") == "s3://bucket/a?..."
+    assert shown("/tmp/why?") == "/tmp/why?"
 
 
 def test_nothing_written_proves_nothing() -> None:

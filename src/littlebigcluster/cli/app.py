@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import sys
 import traceback
@@ -196,7 +195,6 @@ def _exit_code() -> int:
     try:
         with plain_errors():
             cli.main(prog_name="lbc", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
@@ -206,10 +204,6 @@ def _exit_code() -> int:
         return 130
     except Stopped as stopped:
         return 128 + stopped.signum
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`lbc log | head`). The interpreter flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
     except Exception as error:
         _explain(error)
         return _FAILED

@@ -40,7 +40,13 @@ def opening(store: str, settings: Mapping[str, Any]) -> str:
     defaults = NodeSettings()
     chosen = ", ".join(f"{name} {value:g} s" for name, value in settings.items())
     usual = ", ".join(f"{getattr(defaults, name):g} s" for name in settings)
-    return f"A cluster of four processes in {store}\nQuick settings: {chosen}\n     (defaults: {usual})\n"
+    return f"A cluster of four processes in {shown(store)}\nQuick settings: {chosen}\n     (defaults: {usual})\n"
+
+
+def shown(store: str) -> str:
+    """The store without its settings, which may be secret."""
+    location, query, _ = store.partition("?")
+    return f"{location}?..." if query and "://" in location else store
 
 
 def summary(findings: Findings) -> str:
@@ -90,7 +96,7 @@ def _failure(place: str, verdict: Verdict) -> str:
 
 def farewell(store: str, directory: Path, pids: Sequence[int], *, kept: bool) -> str:
     """How to go on."""
-    command = f"lbc -p {shlex.quote(store)}"
+    command = f"lbc -p {shlex.quote(shown(store))}"
     if kept:
         return (
             f"\nThe cluster keeps running. Join it:   {command} follower\n"
