@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect
@@ -15,10 +15,13 @@ from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
+from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.net import ASGIApp
 from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
 from littlebigcluster.store import Location, Store, open_store, probe_exists
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Cluster:
@@ -39,6 +42,7 @@ class Cluster:
     ) -> None:
         self._clock = clock or Clock()
         self._id = None if id is None else check_id(id)
+        self._procedures: dict[str, Callable[..., Any]] = {}
         if isinstance(location, Store):
             self._store: Store = location
         else:
@@ -95,7 +99,18 @@ class Cluster:
             app=app,
             leader_app=leader_app,
         )
-        return Join(self._store, self._id, settings or NodeSettings(), description, clock=self._clock)
+        return Join(self._store, self._id, settings or NodeSettings(), description, self._procedures, clock=self._clock)
+
+    def procedure(self, function: F) -> F:
+        """Decorator: register `function(db, **arguments)` under its name, for `node.call` from any node.
+
+        It runs as a transaction on the leader, so it has to be registered on every node that can lead. Raises
+        ValueError when the name is taken.
+        """
+        name = function.__name__
+        if self._procedures.setdefault(name, function) is not function:
+            raise ValueError(f"there is a procedure {name!r} already")
+        return function
 
     async def status(self) -> Status:
         """What the objects in the store say about the cluster, without joining it.
@@ -127,11 +142,12 @@ class Join:
         expected_id: str | None,
         settings: NodeSettings,
         description: Description,
+        procedures: Procedures,
         *,
         clock: Clock,
     ) -> None:
         self._store, self._expected_id, self._settings = store, expected_id, settings
-        self._description, self._clock = description, clock
+        self._description, self._procedures, self._clock = description, procedures, clock
         self._failed = False
 
     async def __aenter__(self) -> Node:
@@ -142,6 +158,7 @@ class Join:
             self._node = Node(
                 self._store, identity, self._directory.path, self._settings,
                 description=self._description,
+                procedures=self._procedures,
                 clock=self._clock,
             )  # fmt: skip
             try:

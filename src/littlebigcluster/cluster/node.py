@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.description import Description, check_metadata
 from littlebigcluster.cluster.fed import Reporter
+from littlebigcluster.cluster.forward import Forwarder
 from littlebigcluster.cluster.listener import Listener
 from littlebigcluster.cluster.membership import Member, Members
 from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.service import Service
-from littlebigcluster.cluster.statements import Result, run_many, run_one, run_script
+from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
 from littlebigcluster.database import Done, Pending, StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
 from littlebigcluster.errors import DeadlineExceeded, LbcError, NotLeader, StoreUnavailable, plain_errors
@@ -31,7 +33,6 @@ from littlebigcluster.watch import Watch
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class Node:
@@ -52,6 +53,7 @@ class Node:
         settings: NodeSettings,
         *,
         description: Description,
+        procedures: Procedures,
         clock: Clock,
     ) -> None:
         self.id: UUID = clock.uuid7()
@@ -62,7 +64,7 @@ class Node:
         self.store = Scoped(store, "", forbidden=names.DIRECTORY)
         self.leader: Watch[Leader | None] = Watch(None)
         self._store, self._identity, self._directory, self._clock = store, identity, directory, clock
-        self._description = description
+        self._description, self._procedures = description, procedures
         self._session = clock.token().hex()
         self._metadata = description.metadata
         self._local = LocalCopy(store, identity, directory, settings, clock=clock)
@@ -136,23 +138,59 @@ class Node:
         return await self.submit(fn, timeout=timeout)
 
     async def execute(self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None) -> Done[Result]:
-        """Run one statement as a transaction; `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`.
+        """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
 
-        `VACUUM` works too. Raises what `transaction` raises, and sqlite3.Error.
+        `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead it travels to
+        the leader, and is done once however often it has to be sent. `VACUUM` works too, on the leader.
+        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time.
         """
-        if not isinstance(sql, str):
-            raise TypeError(f"sql must be a string, not {sql!r}")
-        return await self.transaction(run_one(sql, parameters), timeout=timeout)
+        return await self._write(statements.execute(sql, parameters), timeout)
 
     async def executemany(
         self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None
     ) -> Done[Result]:
-        """Run one statement for each of `parameters`, all in one transaction."""
-        return await self.transaction(run_many(sql, list(parameters)), timeout=timeout)
+        """Run one statement for each of `parameters`, all in one transaction. Like `execute`."""
+        return await self._write(statements.many(sql, list(parameters)), timeout)
 
     async def executescript(self, script: str, *, timeout: Duration | None = None) -> Done[None]:
-        """Run the statements of a script, all in one transaction: schemas, for example."""
-        return await self.transaction(run_script(script), timeout=timeout)
+        """Run the statements of a script, all in one transaction: schemas, for example. Like `execute`."""
+        return await self._write(statements.script(script), timeout)
+
+    async def batch(
+        self, statements_: Iterable[tuple[str, Parameters]], *, timeout: Duration | None = None
+    ) -> Done[list[Result]]:
+        """Run several statements with their parameters, all in one transaction. Like `execute`."""
+        return await self._write(statements.batch(list(statements_)), timeout)
+
+    async def call(self, name: str, /, **arguments: Any) -> Done[Any]:
+        """Run the procedure that was registered under this name (`@cluster.procedure`) as a transaction on the
+        leader. Arguments and result are JSON and bytes. Raises what it raises, if that is a builtin exception or
+        one of this library or sqlite3 (else LbcError); and like `execute`."""
+        return await self._write(statements.call(name, arguments), None)
+
+    async def _write(self, work: Work, timeout: Duration | None) -> Done[Any]:
+        limit = seconds(self.settings.write_timeout if timeout is None else timeout)
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is not None:
+            if work.vacuum():
+                done = await writer.vacuum(timeout=limit)
+                return Done(Result([], -1, None), done.epoch)
+            return await writer.submit(work.transaction(self._procedures), timeout=limit)
+        until = self._clock.monotonic() + limit
+        done = await self._forwarder.send(work, timeout=limit)
+        left = max(0.0, until - self._clock.monotonic())
+        with contextlib.suppress(TimeoutError):  # durable it is; reads here may be a moment behind
+            await self.epoch.until(lambda epoch: epoch >= done.epoch, timeout=left)
+        return done
+
+    async def _run_with_key(self, work: Work, key: str, timeout: float) -> Done[str]:
+        """For work that has travelled: its answer is text, and kept with the key."""
+        run = work.transaction(self._procedures)
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is None:
+            raise NotLeader("this node does not lead", leader=self.leader.value)
+        limit = min(timeout, seconds(self.settings.write_timeout))
+        return await writer.submit(lambda db: statements.to_json(run(db)), timeout=limit, key=key)
 
     # -- reads ---------------------------------------------------------------------------------------------------
 
@@ -263,6 +301,7 @@ class Node:
             app=description.app,
             leader_app=description.leader_app,
             presence=lambda: self._presence,
+            run=self._run_with_key,
             members_only=self.settings.tls == "on",
         )
         self._listener = Listener(self._store, service, self.id, self.settings, description, clock=self._clock)
@@ -275,6 +314,13 @@ class Node:
             can_lead=self.can_lead,
             clock=self._clock,
             on_epoch=self._saw,
+        )
+        self._forwarder = Forwarder(
+            self.leader,
+            me=self.id,
+            run_here=self._run_with_key,
+            connect=self._listener.connect,
+            clock=self._clock,
         )
         self._reporter = Reporter(
             self.leader,
@@ -373,6 +419,8 @@ class Node:
 
     async def _close(self) -> None:
         await self._proof.close()
+        if hasattr(self, "_forwarder"):
+            await self._forwarder.close()
         if hasattr(self, "_listener"):
             await self._listener.stop()
         await self._local.close()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from littlebigcluster.cluster.forward import Run, serve_write
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send
 from littlebigcluster.net.routes import send_answer
 
@@ -29,6 +30,7 @@ class Service:
         app: ASGIApp | None,
         leader_app: ASGIApp | None,
         presence: Callable[[], Presence | None],
+        run: Run,
         members_only: bool,
     ) -> None:
         self._node, self._app, self._leader_app = node, app, leader_app
@@ -37,6 +39,7 @@ class Service:
         self._router.add("GET", "/.lbc/status", self._status)
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
+        self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
         self._router.add("POST", "/.lbc/leave", lambda request: self._leading().leave(request))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,11 +1,17 @@
-"""Plain statements as transactions."""
+"""Plain statements and registered procedures as transactions: run here, or sent to the leader and run there."""
 
 from __future__ import annotations
 
+import base64
+import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+Transaction = Callable[[sqlite3.Connection], Any]
+Procedures = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,27 +24,106 @@ class Result:
     lastrowid: int | None
 
 
-def run_one(sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> Callable[[sqlite3.Connection], Result]:
-    def run(db: sqlite3.Connection) -> Result:
-        cursor = db.execute(sql, parameters)
-        rows = cursor.fetchall()
-        return Result(rows, cursor.rowcount, cursor.lastrowid)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A transaction that can travel: `kind` and JSON-ready arguments."""
 
-    return run
+    kind: str
+    arguments: Any
+
+    def transaction(self, procedures: Procedures) -> Transaction:
+        """What to run with the connection. Raises ValueError for work that is not known here."""
+        match self.kind:
+            case "execute":
+                return lambda db: _execute(db, *self.arguments)
+            case "many":
+                return lambda db: _many(db, *self.arguments)
+            case "script":
+                return lambda db: _script(db, self.arguments)
+            case "batch":
+                return lambda db: [_execute(db, sql, parameters) for sql, parameters in self.arguments]
+            case "call":
+                name, arguments = self.arguments
+                if name not in procedures:
+                    raise ValueError(f"the leader knows no procedure {name!r}; register it on every node that can lead")
+                procedure = procedures[name]
+                return lambda db: procedure(db, **arguments)
+        raise ValueError(f"unknown kind of work: {self.kind!r}")
+
+    def vacuum(self) -> bool:
+        """Whether this is SQLite's VACUUM, which no transaction can do."""
+        return self.kind == "execute" and self.arguments[0].strip().rstrip("; ").upper() == "VACUUM"
 
 
-def run_many(
-    sql: str, parameters: Sequence[Sequence[Any] | Mapping[str, Any]]
-) -> Callable[[sqlite3.Connection], Result]:
-    def run(db: sqlite3.Connection) -> Result:
-        cursor = db.executemany(sql, parameters)
-        return Result([], cursor.rowcount, None)
-
-    return run
+def execute(sql: str, parameters: Parameters) -> Work:
+    """Raises TypeError unless `sql` is a string."""
+    return Work("execute", [_text(sql), _plain(parameters)])
 
 
-def run_script(script: str) -> Callable[[sqlite3.Connection], None]:
-    def run(db: sqlite3.Connection) -> None:
-        db.executescript(script)
+def many(sql: str, parameters: Sequence[Parameters]) -> Work:
+    return Work("many", [_text(sql), [_plain(each) for each in parameters]])
 
-    return run
+
+def script(text: str) -> Work:
+    return Work("script", _text(text))
+
+
+def batch(statements: Sequence[tuple[str, Parameters]]) -> Work:
+    return Work("batch", [[_text(sql), _plain(parameters)] for sql, parameters in statements])
+
+
+def call(name: str, arguments: Mapping[str, Any]) -> Work:
+    return Work("call", [name, dict(arguments)])
+
+
+def to_json(value: Any) -> str:
+    """What SQLite and procedures give, as text. Raises TypeError for what JSON cannot hold."""
+    return json.dumps(value, default=_encode, separators=(",", ":"))
+
+
+def from_json(text: str | bytes) -> Any:
+    return json.loads(text, object_hook=_decode)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, Result):
+        return {"$result": [[list(row) for row in value.rows], value.rowcount, value.lastrowid]}
+    raise TypeError(
+        f"{value!r} cannot travel between nodes: use None, numbers, strings, bytes, lists and dicts of them"
+    )
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    if value.keys() == {"$bytes"}:
+        return base64.b64decode(value["$bytes"])
+    if value.keys() == {"$result"}:
+        rows, rowcount, lastrowid = value["$result"]
+        return Result([tuple(row) for row in rows], rowcount, lastrowid)
+    return value
+
+
+def _text(sql: str) -> str:
+    if not isinstance(sql, str):
+        raise TypeError(f"sql must be a string, not {sql!r}")
+    return sql
+
+
+def _plain(parameters: Parameters) -> Any:
+    return dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
+
+
+def _execute(db: sqlite3.Connection, sql: str, parameters: Any) -> Result:
+    cursor = db.execute(sql, parameters)
+    rows = cursor.fetchall()
+    return Result(rows, cursor.rowcount, cursor.lastrowid)
+
+
+def _many(db: sqlite3.Connection, sql: str, parameters: list[Any]) -> Result:
+    cursor = db.executemany(sql, parameters)
+    return Result([], cursor.rowcount, None)
+
+
+def _script(db: sqlite3.Connection, text: str) -> None:
+    db.executescript(text)

@@ -102,12 +102,17 @@ def check_names(objects: Iterable[tuple[str, str]]) -> None:
     """
     for name, table in objects:
         if _ours(name) or _ours(table):
-            if (name, table) in ((SYSTEM_PREFIX, SYSTEM_PREFIX), (_INDEX, SYSTEM_PREFIX)):
+            if (name, table) in _SYSTEM_OBJECTS:
                 continue
             raise NotAllowed(f"{name}: {_RESERVED}; take another name")
 
 
-_INDEX = f"sqlite_autoindex_{SYSTEM_PREFIX}_1"
+REQUESTS = f"{SYSTEM_PREFIX}_request"
+_SYSTEM_OBJECTS = (
+    (SYSTEM_PREFIX, SYSTEM_PREFIX),
+    (f"sqlite_autoindex_{SYSTEM_PREFIX}_1", SYSTEM_PREFIX),
+    (REQUESTS, REQUESTS),
+)
 _RESERVED = f"names that begin with {SYSTEM_PREFIX} are reserved for the library"
 
 

@@ -11,15 +11,21 @@ SYSTEM_TABLE = "CREATE TABLE _lbc(key TEXT PRIMARY KEY, value)"
 """Without a type `value` keeps what it is given; with "ANY", outside of a STRICT table, SQLite would turn the
 cluster id "007" into a number (https://sqlite.org/datatype3.html, 3.1)."""
 
+REQUESTS_TABLE = (
+    "CREATE TABLE _lbc_request(key TEXT PRIMARY KEY, answer TEXT NOT NULL, generation INTEGER NOT NULL) WITHOUT ROWID"
+)
+"""Answers of writes that other nodes have sent, so that one that is sent again is not done again."""
+
 
 def write_initial_database(path: Path, *, page_size: int, system: Mapping[str, Any]) -> None:
-    """Make the file `path`: a database in WAL mode that holds the system table and nothing else."""
+    """Make the file `path`: a database in WAL mode that holds the system tables and nothing else."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size = {page_size}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(SYSTEM_TABLE)
+        connection.execute(REQUESTS_TABLE)
         connection.executemany("INSERT INTO _lbc VALUES (?, ?)", sorted(system.items()))
         connection.execute("COMMIT")
     finally:

@@ -42,14 +42,18 @@ class Pending(Generic[T]):
         "_executed",
         "_failure",
         "_function",
+        "_key",
         "_peeking",
         "_value",
         "_waiting",
         "_writer",
     )
 
-    def __init__(self, writer: Writer, function: Transaction[T] | None, deadline: float) -> None:
+    def __init__(
+        self, writer: Writer, function: Transaction[T] | None, deadline: float, key: str | None = None
+    ) -> None:
         self._writer = writer
+        self._key = key
         self._function = function
         self._deadline = deadline
         self._executed = False

@@ -21,7 +21,7 @@ import numpy as np
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.connections import TransactionConnection
-from littlebigcluster.database.guards import SYSTEM_PREFIX, check_names, write_guard
+from littlebigcluster.database.guards import REQUESTS, SYSTEM_PREFIX, check_names, write_guard
 from littlebigcluster.database.versions import required_sqlite_version
 from littlebigcluster.database.wal import FRAME_HEADER_BYTES, HEADER_BYTES, squash
 from littlebigcluster.database.walindex import WalIndex
@@ -68,6 +68,8 @@ class Primary:
         self._frames = self._index.frame_count()
         self._guard.install(self._connection)
         self._connection_progress(self._progress)
+        row = self._run(f"SELECT value FROM {SYSTEM_PREFIX} WHERE key = 'request_generation'").fetchone()
+        self._generation = row[0] if row else 0
         self.min_sqlite_version: str
         """The oldest SQLite that can read the schema, as it is or, after a rollback, as it might have been."""
         self._read_schema()
@@ -98,8 +100,11 @@ class Primary:
         """Size of the epoch that `take` would give, at most."""
         return len(np.unique(self._index.page_numbers(self._frames))) * self._frame_bytes
 
-    def transaction(self, function: Transaction[T], *, deadline: float | None = None) -> T:
+    def transaction(self, function: Transaction[T], *, deadline: float | None = None, key: str | None = None) -> T:
         """Run `function` with the connection in a transaction of its own; commit and return what it returns.
+
+        With a `key`, `function` returns a string; it is kept with the key, and returned without running `function`
+        when the same key comes again.
 
         Rolls back and raises what the function raises, DeadlineExceeded when it runs past `deadline` (of the
         clock's `monotonic`), EpochTooLarge, NotAllowed, TypeError when it returns something to be awaited or a
@@ -107,7 +112,7 @@ class Primary:
         """
         self._begin(deadline)
         try:
-            value = function(self._connection)
+            value = function(self._connection) if key is None else self._once(key, function)
             self._check(value)
             self._connection.take_back()
             self._run("COMMIT")
@@ -121,6 +126,28 @@ class Primary:
             self._deadline = None
         self._frames = self._index.frame_count()
         return value
+
+    def _once(self, key: str, function: Transaction[Any]) -> Any:
+        self._connection.text_factory = str
+        found = self._run(f"SELECT answer FROM {REQUESTS} WHERE key = ?", (key,)).fetchone()
+        if found is not None:
+            return found[0]
+        value = function(self._connection)
+        if self._connection.in_transaction and isinstance(value, str):
+            self._run(f"INSERT INTO {REQUESTS} VALUES (?, ?, ?)", (key, value, self._generation))
+        return value
+
+    def forget_requests(self) -> None:
+        """Begin a new generation of keys, and forget all but the one before. Raises PrimaryBroken."""
+        self._generation += 1
+        self.system(request_generation=self._generation)
+        self._begin(None)
+        try:
+            self._run(f"DELETE FROM {REQUESTS} WHERE generation < ?", (self._generation - 1,))
+            self._run("COMMIT")
+        except sqlite3.Error as error:
+            raise PrimaryBroken(f"old requests could not be forgotten: {error}") from error
+        self._frames = self._index.frame_count()
 
     def system(self, **values: Any) -> None:
         """Set rows of the system table, in a transaction; None deletes a row. Raises PrimaryBroken."""

@@ -28,6 +28,9 @@ __all__ = ["Batch", "Done", "Pending", "Writer"]
 T = TypeVar("T")
 Stamp = Callable[[int], dict[str, Any]]
 
+REMEMBER_SECONDS = 600.0
+"""The answer of a write with a key is kept at least so long, by the clock of one leadership."""
+
 _TICK_SECONDS = 0.1
 _GENERATORS = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 _UNSQUASHED_FACTOR = 8
@@ -85,6 +88,7 @@ class Writer:
         self._primary: Primary | None = None
         self._busy_until: float | None = None
         self._check_size_at = batch_bytes
+        self._forget_at = self._clock.monotonic() + REMEMBER_SECONDS
 
     async def start(self) -> None:
         """Make the primary. Raises what that raises."""
@@ -98,8 +102,8 @@ class Writer:
         threading.Thread(target=self._run, name="lbc-writer", daemon=True).start()
         await self._started
 
-    def submit(self, function: Transaction[T], *, timeout: float) -> Pending[T]:
-        """Queue a transaction, to be durable within `timeout` seconds.
+    def submit(self, function: Transaction[T], *, timeout: float, key: str | None = None) -> Pending[T]:
+        """Queue a transaction, to be durable within `timeout` seconds; with a `key` it is done once.
 
         Raises TypeError, StoreUnavailable when too many are waiting, and what the writer was stopped with.
         """
@@ -107,7 +111,7 @@ class Writer:
         code = getattr(given, "__code__", None)
         if not callable(given) or (code is not None and code.co_flags & _GENERATORS):
             raise TypeError(f"a transaction is a plain function (no `async`, no `yield`), not {function!r}")
-        return self._submit(function, timeout)
+        return self._submit(function, timeout, key)
 
     def vacuum(self, *, timeout: float) -> Pending[None]:
         """Queue SQLite's VACUUM, which no transaction can do. Raises like `submit`."""
@@ -161,7 +165,7 @@ class Writer:
 
     # What follows runs on the event loop.
 
-    def _submit(self, function: Transaction[T] | None, timeout: float) -> Pending[T]:
+    def _submit(self, function: Transaction[T] | None, timeout: float, key: str | None = None) -> Pending[T]:
         if self._stopped_by is not None:
             raise self._stopped_by()
         if len(self._queued) >= self._max_queued:
@@ -169,7 +173,7 @@ class Writer:
                 f"{self._max_queued} writes are waiting already (max_queued_writes); this one was not taken, and is"
                 " not written. Write slower, or try again when the store has caught up"
             )
-        pending = Pending(self, function, self._clock.monotonic() + timeout)
+        pending = Pending(self, function, self._clock.monotonic() + timeout, key)
         self._open[pending] = None
         self._queued[pending] = True
         self._queue.put(pending)
@@ -305,7 +309,7 @@ class Writer:
                 pending._value = None
             else:
                 self._busy_until = deadline = now + self._transaction_timeout
-                pending._value = primary.transaction(pending._function, deadline=deadline)
+                pending._value = primary.transaction(pending._function, deadline=deadline, key=pending._key)
         except PrimaryBroken:
             raise
         except BaseException as error:
@@ -321,6 +325,9 @@ class Writer:
     def _take(self, primary: Primary, closing: _Closing, changed: int, executed: list[Pending[Any]]) -> Batch:
         if not primary.pending_bytes and not closing.always:
             return Batch(None, 0, None, primary.min_sqlite_version, executed, self)
+        if self._clock.monotonic() >= self._forget_at and any(pending._key for pending in executed):
+            primary.forget_requests()
+            self._forget_at = self._clock.monotonic() + REMEMBER_SECONDS
         rows = closing.stamp(changed)
         primary.system(**rows)
         self._check_size_at = self._batch_bytes

@@ -1,0 +1,152 @@
+"""Writes from anywhere: work that is not for this node travels to the leader, and is done once.
+
+Each piece of work carries a key. The leader keeps the key with the answer, in the same transaction; so the same work
+sent again, after a lost answer or to a new leader, gets the answer of the first time. A sender that stops trying
+without an answer does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import sqlite3
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from littlebigcluster import errors
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.statements import Work, from_json, to_json
+from littlebigcluster.database import Done
+from littlebigcluster.epochs import Leader
+from littlebigcluster.errors import (
+    Aborted,
+    Fenced,
+    LbcError,
+    NotLeader,
+    OutcomeUnknown,
+    PeerUnavailable,
+    RequestTimeout,
+    StoreUnavailable,
+)
+from littlebigcluster.net import Answer, Client, Refused, Request
+from littlebigcluster.watch import Watch
+
+MAX_TIMEOUT_SECONDS = 600.0
+_RETRY_SECONDS = 0.1
+
+Run = Callable[[Work, str, float], Awaitable[Done[str]]]
+"""Runs work on this leader under a key, with a time-out."""
+
+
+class Forwarder:
+    """Sends work to whoever leads. Holds one connection, to the present leader."""
+
+    def __init__(
+        self,
+        leader: Watch[Leader | None],
+        *,
+        me: UUID,
+        run_here: Run,
+        connect: Callable[[str], Client],
+        clock: Clock,
+    ) -> None:
+        self._leader, self._me, self._run_here, self._connect, self._clock = leader, me, run_here, connect, clock
+        self._client: Client | None = None
+        self._address = ""
+
+    async def send(self, work: Work, *, timeout: float) -> Done[Any]:
+        """Have the work done by the leader, once; wait for a leader if there is none.
+
+        Raises what the work raises, NotLeader (no leader in time: certainly not written), OutcomeUnknown.
+        """
+        key = self._clock.token().hex()
+        body = to_json({"key": key, "kind": work.kind, "arguments": work.arguments})
+        give_up_at = self._clock.monotonic() + timeout
+        maybe_written, last = False, "nobody led"
+        while (left := give_up_at - self._clock.monotonic()) > 0:
+            try:
+                leader = await self._leader.until(lambda leader: leader is not None, timeout=left)
+            except TimeoutError:
+                break
+            assert leader is not None
+            try:
+                return await self._once(leader, work, key, body, timeout=left)
+            except (NotLeader, Fenced, Aborted) as error:
+                last = str(error)  # this attempt is certainly not written
+            except OutcomeUnknown as error:
+                maybe_written, last = True, str(error)
+            except PeerUnavailable as error:
+                maybe_written, last = maybe_written or error.sent, str(error)
+            except RequestTimeout as error:
+                maybe_written, last = True, str(error)
+            await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, give_up_at - self._clock.monotonic())))
+        if maybe_written:
+            raise OutcomeUnknown(
+                f"no answer of the leader within {timeout:g} s; the write may have taken effect ({last})"
+            )
+        raise NotLeader(f"no leader took the write within {timeout:g} s; it is not written ({last})")
+
+    async def _once(self, leader: Leader, work: Work, key: str, body: str, *, timeout: float) -> Done[Any]:
+        if leader.uuid == self._me:
+            done = await self._run_here(work, key, timeout)
+            return Done(from_json(done.value), done.epoch)
+        client = await self._client_of(leader)
+        headers = {"content-type": "application/json", "x-lbc-to": str(leader.uuid)}
+        response = await client.request("POST", "/.lbc/write", headers=headers, body=body.encode(), timeout=timeout)
+        try:
+            answer = from_json(response.body)
+        except ValueError:
+            raise PeerUnavailable(f"{leader.address} answered {response.status} without JSON", sent=True) from None
+        if response.status == 200:
+            return Done(from_json(answer["value"]), answer["epoch"])
+        if response.status == 421:
+            raise NotLeader(f"{leader.address} is another node by now")
+        raise _error_of(answer)
+
+    async def _client_of(self, leader: Leader) -> Client:
+        if self._client is None or self._address != leader.address:
+            former, self._client = self._client, self._connect(leader.address)
+            self._address = leader.address
+            if former is not None:
+                await former.close()
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+async def serve_write(request: Request, run: Run) -> Answer:
+    """POST /.lbc/write, on the leader."""
+    value = await request.json()
+    key, kind = value.get("key"), value.get("kind")
+    if not isinstance(key, str) or not 16 <= len(key) <= 64 or not isinstance(kind, str):
+        raise Refused(400, "a write has a key of 16 to 64 characters and a kind")
+    work = Work(kind, from_json(to_json(value.get("arguments"))))
+    try:
+        done = await run(work, key, MAX_TIMEOUT_SECONDS)
+    except (LbcError, sqlite3.Error, ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        return Answer.json(_describe(error), status=503 if isinstance(error, NotLeader | StoreUnavailable) else 409)
+    return Answer.json({"value": done.value, "epoch": done.epoch})
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": str(error)[:2000]}
+
+
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for module in (sqlite3, errors, builtins)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+}
+
+
+def _error_of(answer: Any) -> Exception:
+    """The exception that the leader described; one that is not known here comes as LbcError."""
+    name, message = str(answer.get("error")), str(answer.get("message", ""))
+    try:
+        return _KINDS[name](message)
+    except (KeyError, TypeError):
+        return LbcError(f"the leader answered {name}: {message}")
