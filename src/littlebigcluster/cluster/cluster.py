@@ -61,8 +61,10 @@ class Cluster:
 
         Raises AlreadyInitialized, UnsafeStore, StoreUnavailable.
         """
-        cluster_id = id or self._id or str(self._clock.uuid7())
-        identity = await initialize(self._store, check_id(cluster_id), settings or ClusterSettings(), clock=self._clock)
+        cluster_id = self._id if id is None else check_id(id)
+        if settings is not None and not isinstance(settings, ClusterSettings):
+            raise TypeError(f"the settings of a cluster are ClusterSettings, not {settings!r}")
+        identity = await initialize(self._store, cluster_id, settings or ClusterSettings(), clock=self._clock)
         return identity.cluster_id
 
     def join(
@@ -89,6 +91,8 @@ class Cluster:
         Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
         DirectoryInUse, OSError when the address is taken.
         """
+        if settings is not None and not isinstance(settings, NodeSettings):
+            raise TypeError(f"the settings of a node are NodeSettings, not {settings!r}")
         description = Description(
             az=az,
             can_lead=can_lead,

@@ -27,6 +27,8 @@ class Description:
     def __post_init__(self) -> None:
         if not isinstance(self.az, str):
             raise TypeError(f"az is a string, not {self.az!r}")
+        if not isinstance(self.can_lead, bool):
+            raise TypeError(f"can_lead is True or False, not {self.can_lead!r}")
         for address in (self.address, self.advertise):
             if address is not None:
                 host_and_port(address)

@@ -29,25 +29,26 @@ def check_id(cluster_id: str) -> str:
     return cluster_id
 
 
-async def initialize(store: Store, cluster_id: str, settings: ClusterSettings, *, clock: Clock) -> Identity:
-    """Make the cluster. One that crashed half way, or whose answer was lost, is completed by calling it again
-    with the same id.
+async def initialize(store: Store, cluster_id: str | None, settings: ClusterSettings, *, clock: Clock) -> Identity:
+    """Make the cluster; an id is made up if none is given. One that crashed half way, or whose answer was lost, is
+    completed by calling it again with the same id, or none.
 
     Raises AlreadyInitialized, UnsafeStore, StoreUnavailable.
     """
-    identity = Identity(check_id(cluster_id), clock.now(), settings)
+    identity = Identity(check_id(cluster_id or str(clock.uuid7())), clock.now(), settings)
     if await store.get(names.CLUSTER) is None:
         await probe_race(store, clock=clock)
         await _create(store, names.CLUSTER, identity.encode(), clock=clock)
     # Whoever has created the identity, it counts, and the first epoch follows from it.
     present, _ = await read_identity(store)
-    if present.cluster_id != cluster_id or await store.get_range(names.snapshot(0), 0, 1) is not None:
+    other = cluster_id is not None and present.cluster_id != cluster_id
+    if other or await store.get_range(names.snapshot(0), 0, 1) is not None:
         raise AlreadyInitialized(
             f'{store.url} holds cluster "{present.cluster_id}" already; join it, or use another prefix'
         )
     if (await store.list(names.LOG_PREFIX))[:1]:
         raise AlreadyInitialized(f'{store.url} holds cluster "{present.cluster_id}" and its log already; join it')
-    await create_authority(store, cluster_id, 1, clock=clock)
+    await create_authority(store, present.cluster_id, 1, clock=clock)
     body = await asyncio.to_thread(_first_snapshot, present, clock)
     await _create(store, names.snapshot(0), body, clock=clock)
     return present
