@@ -214,10 +214,9 @@ class Leadership:
     async def _new_writer(self) -> Writer:
         """A writer on a fresh primary, made from the replica."""
         image, _, _ = await self._local.image()
-        path = self._directory / f"primary-{self._clock.token(8).hex()}" / "primary.db"
+        path = self._directory / f"primary-{self._clock.token(8).hex()}.db"
 
         def make() -> Primary:
-            path.parent.mkdir()
             with image:
                 return Primary.create(
                     path,
