@@ -1,0 +1,123 @@
+"""Joining: the node's directory, and joins that end before they are done."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from littlebigcluster import Cluster, DirectoryInUse
+from littlebigcluster.clock import Clock
+from littlebigcluster.store import Store, Wrapper, open_store
+from tests.scenarios.stage import FAST, WAIT
+
+
+class CancelAt(Wrapper):
+    """Cancels the task that joins at its n-th request, or lets it through and cancels then."""
+
+    def __init__(self, store: Store, number: int, *, after: bool) -> None:
+        super().__init__(store)
+        self._left, self._after = number, after
+        self.task: asyncio.Task[Any] | None = None
+        self.cancelled = False
+
+    async def _request(self, operation: Any, key: str, send: Callable[[], Awaitable[Any]]) -> Any:
+        self._left -= 1
+        if self._left != 0:
+            return await send()
+        result = await send() if self._after else None
+        assert self.task is not None
+        self.cancelled = self.task.cancel()
+        await asyncio.sleep(0)
+        return result if self._after else await send()
+
+
+async def join_and_leave(cluster: Cluster, directory: Path | None) -> None:
+    async with cluster.join(settings=replace(FAST, directory=directory), address="127.0.0.1:0"):
+        pass
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", range(1, 9))
+async def test_a_cancelled_join_leaves_nothing_behind(
+    store: Store, number: int, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Cluster(store).init("lol")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for directory in (tmp_path / "kept", None):
+        network = CancelAt(store, number, after=after)
+        network.task = asyncio.create_task(join_and_leave(Cluster(network), directory))
+        async with asyncio.timeout(WAIT):
+            await asyncio.wait([network.task])
+        assert network.task.cancelled() or not network.cancelled
+        async with asyncio.timeout(WAIT):
+            await join_and_leave(Cluster(store), directory)
+        assert list(temporary.iterdir()) == []
+    gc.collect()
+
+
+async def test_two_nodes_of_one_process_cannot_share_a_directory(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.init("lol")
+    settings = replace(FAST, directory=tmp_path)
+    async with cluster.join(settings=settings, address="127.0.0.1:0") as node:
+        with pytest.raises(DirectoryInUse, match=str(tmp_path)):
+            await cluster.join(settings=settings, address="127.0.0.1:0").__aenter__()
+        assert await node.read("SELECT 1") == [(1,)]
+    async with cluster.join(settings=settings, address="127.0.0.1:0"):
+        pass
+
+
+async def test_a_temporary_directory_goes_with_the_node(cluster: Cluster) -> None:
+    await cluster.init("lol")
+    async with cluster.join(settings=FAST, address="127.0.0.1:0") as node:
+        path = node.database_path
+        assert path.exists()
+    assert not path.parent.exists()
+    assert not path.parent.parent.exists()
+
+
+async def test_a_given_directory_holds_one_copy_and_no_scratch(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.init("lol")
+    for _ in range(3):
+        settings = replace(FAST, directory=tmp_path)
+        async with cluster.join(can_lead=True, settings=settings, address="127.0.0.1:0") as node:
+            await node.wait_until_leader(timeout=WAIT)
+            await node.execute("CREATE TABLE IF NOT EXISTS x(y)")
+            path = node.database_path
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["lock.db", path.parent.name])
+
+
+async def test_many_nodes_run_in_one_process(cluster: Cluster) -> None:
+    await cluster.init("lol")
+    joins = [cluster.join(can_lead=True, settings=FAST, address="127.0.0.1:0") for _ in range(6)]
+    nodes = await asyncio.gather(*(join.__aenter__() for join in joins))
+    leading = [asyncio.create_task(node.wait_until_leader(timeout=WAIT)) for node in nodes]
+    await asyncio.wait(leading, return_when=asyncio.FIRST_COMPLETED)
+    for task in leading:
+        task.cancel()
+    (leader,) = [node for node in nodes if node.is_leader]
+    done = await leader.execute("CREATE TABLE x(y)")
+    for node in nodes:
+        assert await node.read("SELECT * FROM x", at_least=done.epoch) == []
+    for join in joins:
+        await join.__aexit__(None, None, None)
+
+
+async def test_a_cluster_in_a_directory_outlives_its_processes(tmp_path: Path) -> None:
+    place = tmp_path / "a place" / "with #odd% näme"
+    await Cluster(place).init("lol")
+    for number in range(3):
+        store = open_store(place, clock=Clock())
+        async with Cluster(store).join(can_lead=True, settings=FAST, address="127.0.0.1:0") as node:
+            await node.wait_until_leader(timeout=WAIT)
+            await node.execute("CREATE TABLE IF NOT EXISTS x(y)")
+            await node.execute("INSERT INTO x VALUES (?)", (number,))
+            assert await node.read("SELECT count(*) FROM x") == [(number + 1,)]
