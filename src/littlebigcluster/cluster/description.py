@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from littlebigcluster.cluster.membership import MAX_METADATA_BYTES
+from littlebigcluster.cluster.membership import MAX_ROLES, check_metadata, check_text
 from littlebigcluster.net import ASGIApp, parse_address
 
 
@@ -25,8 +24,7 @@ class Description:
     leader_app: ASGIApp | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.az, str):
-            raise TypeError(f"az is a string, not {self.az!r}")
+        check_text("az", self.az)
         if not isinstance(self.can_lead, bool):
             raise TypeError(f"can_lead is True or False, not {self.can_lead!r}")
         for address in (self.address, self.advertise):
@@ -50,12 +48,6 @@ def check_roles(roles: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(dict.fromkeys(roles))
     if not all(checked) or any(not isinstance(role, str) for role in checked):
         raise TypeError(f"roles are non-empty strings, not {checked!r}")
-    return checked
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raises TypeError when JSON cannot hold it, ValueError when it is too large."""
-    text = json.dumps(dict(metadata))
-    if len(text) > MAX_METADATA_BYTES:
-        raise ValueError(f"the metadata of a member has at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
-    return json.loads(text)  # type: ignore[no-any-return]
+    if len(checked) > MAX_ROLES:
+        raise ValueError(f"a member has at most {MAX_ROLES} roles, not {len(checked)}")
+    return tuple(check_text("a role", role) for role in checked)

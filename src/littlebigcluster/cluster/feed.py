@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from littlebigcluster.cluster import frames
 
@@ -46,7 +46,7 @@ class Subscriber:
         self._ended = True
         self._woken.set()
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes]:
         """What to send, as it comes."""
         while True:
             while self._waiting:

@@ -5,12 +5,17 @@ Each member reports to the leader; the leader keeps the `Roster` and gives every
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from uuid import UUID
 
 MAX_METADATA_BYTES = 4096
+MAX_METADATA_LEVELS = 16
+MAX_TEXT = 255
+"""Characters of an address, a zone, a role."""
+MAX_ROLES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +50,20 @@ class Member:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         """Raises ValueError, TypeError or KeyError for what is no member."""
-        roles, metadata = value["roles"], value["metadata"]
-        if not isinstance(roles, list) or not isinstance(metadata, dict):
-            raise TypeError("roles are a list, metadata is an object")
+        roles, can_lead, epoch = value["roles"], value["can_lead"], value["epoch"]
+        if not isinstance(roles, list) or len(roles) > MAX_ROLES:
+            raise TypeError(f"roles are a list of at most {MAX_ROLES}")
+        if not isinstance(can_lead, bool) or type(epoch) is not int or not -1 <= epoch < 1 << 63:
+            raise TypeError("can_lead is true or false, epoch is a number")
         return cls(
-            UUID(value["id"]),
-            str(value["address"]),
-            str(value["az"]),
-            tuple(map(str, roles)),
-            bool(value["can_lead"]),
-            str(value["version"]),
-            metadata,
-            int(value["epoch"]),
+            UUID(check_text("an id", value["id"])),
+            check_text("an address", value["address"]),
+            check_text("az", value["az"]),
+            tuple(check_text("a role", role) for role in roles),
+            can_lead,
+            check_text("a version", value["version"]),
+            check_metadata(value["metadata"]),
+            epoch,
         )
 
     def same_but_epoch(self, other: Member) -> bool:
@@ -94,6 +101,37 @@ class Members:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         return cls(int(value["term"]), int(value["number"]), tuple(map(Member.from_json, value["members"])))
+
+
+def check_text(what: str, text: object) -> str:
+    """Raises TypeError for what is no string, ValueError for one that is too long."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is a string, not {text!r:.50}")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{what} has at most {MAX_TEXT} characters, not {len(text)}")
+    return text
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy, as the others will see it. Raises TypeError when it is no object that JSON can hold, ValueError when it
+    is too large or nested too deeply."""
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"the metadata of a member is a mapping, not {metadata!r:.50}")
+    try:
+        text = json.dumps(dict(metadata), allow_nan=False)
+    except RecursionError:
+        raise ValueError("the metadata of a member is nested too deeply") from None
+    if len(text) > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata of a member has at most {MAX_METADATA_BYTES} bytes of JSON, not {len(text)}")
+    copy: Mapping[str, Any] = json.loads(text)
+    if _deeper(copy, MAX_METADATA_LEVELS):
+        raise ValueError(f"the metadata of a member is nested more than {MAX_METADATA_LEVELS} levels deep")
+    return copy
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _deeper(child, levels - 1) for child in children)
 
 
 class DuplicateMember(Exception):

@@ -13,11 +13,11 @@ from uuid import UUID
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
-from littlebigcluster.cluster.description import Description, check_metadata
+from littlebigcluster.cluster.description import Description
 from littlebigcluster.cluster.fed import Reporter
 from littlebigcluster.cluster.forward import Forwarder
 from littlebigcluster.cluster.listener import Listener
-from littlebigcluster.cluster.membership import Member, Members
+from littlebigcluster.cluster.membership import Member, Members, check_metadata
 from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.service import Service
 from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
@@ -66,7 +66,7 @@ class Node:
         self._store, self._identity, self._directory, self._clock = store, identity, directory, clock
         self._description, self._procedures = description, procedures
         self._session = clock.token().hex()
-        self._metadata = description.metadata
+        self._metadata = check_metadata(description.metadata)
         self._local = LocalCopy(store, identity, directory, settings, clock=clock)
         self._leadership: Leadership | None = None
         self._presence: Presence | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -13,10 +13,13 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import frames
 from littlebigcluster.cluster.fed import KEEP_ALIVE_SECONDS
 from littlebigcluster.cluster.feed import Feed
-from littlebigcluster.cluster.membership import MAX_METADATA_BYTES, DuplicateMember, Member, Members, Roster
+from littlebigcluster.cluster.membership import DuplicateMember, Member, Members, Roster
 from littlebigcluster.net import Answer, Refused, Request
 
 logger = logging.getLogger(__name__)
+
+_REPORT_BYTES = 64 << 10
+_REPORT_SECONDS = 10.0
 
 _SECONDS_A_MEMBER = 0.01
 """The list with new epochs goes out at most once a second, and less often the longer it is."""
@@ -101,18 +104,17 @@ class Presence:
             self._roster.report(member, session, self._clock.monotonic())
         except DuplicateMember as error:
             raise Refused(409, str(error)) from None
-        subscriber = self._feed.subscribe(member.epoch)
-        subscriber.push(frames.pack_json(frames.MEMBERS, self._roster.members.to_json()))
+        return Answer(self._frames(member.epoch), headers={"content-type": "application/octet-stream"})
 
-        async def pieces() -> AsyncIterator[bytes]:
-            try:
-                async for piece in subscriber.frames():
-                    self._roster.heard(member.id, self._clock.monotonic())
+    async def _frames(self, epoch: int) -> AsyncGenerator[bytes]:
+        subscriber = self._feed.subscribe(epoch)
+        try:
+            subscriber.push(frames.pack_json(frames.MEMBERS, self._roster.members.to_json()))
+            async with aclosing(subscriber.frames()) as pieces:
+                async for piece in pieces:
                     yield piece
-            finally:
-                self._feed.leave(subscriber)
-
-        return Answer(pieces(), headers={"content-type": "application/octet-stream"})
+        finally:
+            self._feed.leave(subscriber)
 
     async def report(self, request: Request) -> Answer:
         """POST /.lbc/report: how far a member has come, or what has changed about it."""
@@ -133,15 +135,17 @@ class Presence:
 
 async def _reporter(request: Request) -> tuple[Member, str]:
     """Who reports. Raises Refused for what is no report, or one in another's name."""
-    value: Any = await request.json()
+    try:
+        async with asyncio.timeout(_REPORT_SECONDS):
+            value: Any = await request.json(max_bytes=_REPORT_BYTES)
+    except TimeoutError:
+        raise Refused(408, f"the report was not complete after {_REPORT_SECONDS:g} s") from None
     try:
         member, session = Member.from_json(value["member"]), value["session"]
         if not isinstance(session, str) or not 0 < len(session) <= 64:
             raise ValueError("no session")
-        if len(json.dumps(dict(member.metadata))) > MAX_METADATA_BYTES:
-            raise Refused(413, f"the metadata of a member may have {MAX_METADATA_BYTES} bytes")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(400, f"this is no member's report ({type(error).__name__})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(400, f"this is no member's report ({type(error).__name__}: {str(error)[:200]})") from None
     peer = request.peer
     if peer is not None and peer.node_id != str(member.id):
         raise Refused(403, "a member can only report for itself")

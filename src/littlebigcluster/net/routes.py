@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
@@ -28,7 +29,7 @@ class Refused(Exception):
 class Answer:
     """What a handler returns: a body, or pieces of one as they come. Header names are in lower case."""
 
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncGenerator[bytes] = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,20 +79,21 @@ class Request:
             if not message.get("more_body"):
                 return
 
-    async def body(self) -> bytes:
-        """The whole body. Raises Refused (413) when it is larger than the router's limit."""
+    async def body(self, *, max_bytes: int | None = None) -> bytes:
+        """The whole body. Raises Refused (413) when it is larger than `max_bytes`, or else the router's limit."""
+        limit = self._max_body_bytes if max_bytes is None else max_bytes
         parts, size_bytes = [], 0
         async for chunk in self.chunks():
             size_bytes += len(chunk)
-            if size_bytes > self._max_body_bytes:
-                raise Refused(413, f"the body is larger than {self._max_body_bytes} bytes")
+            if size_bytes > limit:
+                raise Refused(413, f"the body is larger than {limit} bytes")
             parts.append(chunk)
         return b"".join(parts)
 
-    async def json(self) -> dict[str, Any]:
-        """The body, a JSON object. Raises Refused (400) when it is none."""
+    async def json(self, *, max_bytes: int | None = None) -> dict[str, Any]:
+        """The body, a JSON object. Raises Refused: 400 when it is none, 413 as `body`."""
         try:
-            value = json.loads(await self.body())
+            value = json.loads(await self.body(max_bytes=max_bytes))
         except (ValueError, RecursionError):
             raise Refused(400, "the body is not valid JSON") from None
         if not isinstance(value, dict):
@@ -154,6 +156,7 @@ async def send_answer(answer: Answer, send: Send) -> None:
         return
     # Servers hold the head back until the first piece; this one may be long in coming.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
-    async for piece in answer.body:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async with aclosing(answer.body) as pieces:
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
