@@ -74,27 +74,35 @@ def test_an_epoch_is_a_sign_of_life() -> None:
 
 
 def test_a_new_beacon_is_a_sign_of_life_and_an_old_one_is_not() -> None:
-    view = listen(decisions.begin(1, OTHER, 0.0), until=10.0)
-    beacon = Beacon("lol", term=1, epoch=5, count=3)
-    view = decisions.saw_beacon(view, beacon, 10.0)
-    view = listen(view, until=15.0)
-    view = decisions.saw_beacon(view, beacon, 15.0)
-    view = listen(view, until=30.0)
-    assert isinstance(decide(view, 30.0), Claim)
+    view = listen(decisions.begin(1, OTHER, 0.0), until=8.0)
+    view = decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=3), 8.0)
+    assert view.sign_of_life_at == 0.0  # it may have been there all the time
+    view = decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=4), 10.0)
+    assert view.sign_of_life_at == 10.0
+    view = decisions.saw_beacon(listen(view, until=15.0), Beacon("lol", term=1, epoch=5, count=4), 15.0)
+    assert isinstance(decide(listen(view, until=30.0), 30.0), Claim)
+
+
+def test_the_first_beacon_of_a_term_is_news_for_who_has_looked_before() -> None:
+    view = decisions.saw_beacon(decisions.begin(1, OTHER, 0.0), None, 7.0)
+    view = decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=1), 8.0)
+    assert view.sign_of_life_at == 8.0
 
 
 @pytest.mark.parametrize("term", [0, 2])
 def test_a_beacon_of_another_term_counts_for_nothing(term: int) -> None:
-    view = listen(decisions.begin(1, OTHER, 0.0), until=10.0)
+    view = decisions.saw_beacon(decisions.begin(1, OTHER, 0.0), None, 0.0)
     assert decisions.saw_beacon(view, Beacon("lol", term=term, epoch=5, count=9), 10.0) == view
     assert decisions.saw_beacon(view, None, 10.0) == view
 
 
 def test_beacons_count_anew_in_a_new_term() -> None:
-    view = decisions.saw_beacon(decisions.begin(1, OTHER, 0.0), Beacon("lol", 1, 5, count=9), 1.0)
+    view = decisions.saw_beacon(decisions.begin(1, OTHER, 0.0), None, 0.0)
+    view = decisions.saw_beacon(view, Beacon("lol", 1, 5, count=9), 1.0)
     view = decisions.saw_epoch(view, metadata(2, OTHER), 2.0)
     view = decisions.saw_beacon(view, Beacon("lol", 2, 6, count=1), 5.0)
-    assert view.sign_of_life_at == 5.0
+    assert view.sign_of_life_at == 2.0
+    assert decisions.saw_beacon(view, Beacon("lol", 2, 6, count=2), 6.0).sign_of_life_at == 6.0
 
 
 def test_an_answer_of_the_present_leader_is_a_sign_of_life() -> None:

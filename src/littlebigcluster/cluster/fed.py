@@ -22,6 +22,9 @@ KEEP_ALIVE_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.5
 """A feed that is silent for so long is broken."""
 
+SUCCESSION_SECONDS = 1.0
+"""So long the others leave the leadership to the chosen successor."""
+
 _RETRY_SECONDS = 0.25
 _REPORT_SECONDS = 1.0
 _GOODBYE_SECONDS = 1.0
@@ -34,6 +37,7 @@ class Fed(Protocol):
     def heard_leader(self, term: int, store_age: float) -> None: ...
     def feed(self, on: bool) -> None: ...
     def nudge(self) -> None: ...
+    def abstain(self, seconds: float) -> None: ...
 
 
 class Reporter:
@@ -151,8 +155,11 @@ class Reporter:
         elif kind == frames.KEEP_ALIVE:
             alive = json.loads(payload)
             follower.heard_leader(int(alive["term"]), float(alive["store_age"]))
-        elif kind == frames.GOODBYE and json.loads(payload).get("successor") in (None, str(self._me().id)):
-            follower.nudge()  # the leadership is released in the log already: who is chosen finds it free at once
+        elif kind == frames.GOODBYE:
+            # The leadership is released in the log already: who is chosen finds it free at once.
+            if json.loads(payload)["successor"] not in (None, str(self._me().id)):
+                follower.abstain(SUCCESSION_SECONDS)
+            follower.nudge()
 
 
 def _other_than(leader: Leader) -> Callable[[Leader | None], bool]:

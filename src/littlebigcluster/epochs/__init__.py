@@ -1,6 +1,5 @@
 """What lies in the bucket: names, format, the log, snapshots."""
 
-from littlebigcluster.epochs import codec, names, snapshots
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows
 from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, Metadata
@@ -30,14 +29,11 @@ __all__ = [
     "Position",
     "Survey",
     "check_follows",
-    "codec",
     "epoch_of",
     "in_order",
-    "names",
     "read_all_metadata",
     "read_identity",
     "read_metadata",
-    "snapshots",
     "survey",
     "survey_all",
 ]

@@ -28,8 +28,8 @@ class View:
     """When this node last learned something new from the leader, or began to listen."""
     looked_at: float
     """When this node last looked at the store and got an answer."""
-    beacon_count: int = -1
-    """The last beacon of this term that was seen."""
+    beacon_count: int | None = None
+    """The last beacon of this term that was seen; None before the first look at it."""
     at_head: bool = False
     """The last look found no further epoch."""
 
@@ -79,7 +79,7 @@ def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
         leader=metadata.leader,
         sign_of_life_at=now,
         looked_at=now,
-        beacon_count=view.beacon_count if same_term else -1,
+        beacon_count=view.beacon_count if same_term else None,
     )
 
 
@@ -91,7 +91,13 @@ def saw_nothing(view: View, now: float, timing: Timing) -> View:
 
 
 def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
-    """A beacon counts when it is of the present term and newer than the last; one of an older term never."""
+    """A beacon counts when it is of the present term and newer than the last; one of an older term never.
+
+    The first one that is seen may be old. It only tells what will be news.
+    """
+    if view.beacon_count is None:
+        of_this_term = beacon is not None and beacon.term == view.term
+        return replace(view, beacon_count=beacon.count if beacon is not None and of_this_term else -1)
     if beacon is None or beacon.term != view.term or beacon.count <= view.beacon_count:
         return view
     return replace(view, beacon_count=beacon.count, sign_of_life_at=max(view.sign_of_life_at, now), looked_at=now)

@@ -46,8 +46,13 @@ class Follower:
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
         self._fed = False
+        self._abstains_until = clock.monotonic()
         self._offered: dict[int, bytes] = {}
         self._in_trouble = False
+
+    def abstain(self, seconds: float) -> None:
+        """Let others claim first for so long."""
+        self._abstains_until = self._clock.monotonic() + seconds
 
     def nudge(self) -> None:
         """Look at the store at once, do not wait for the next poll."""
@@ -109,8 +114,9 @@ class Follower:
             await self._restore_afresh(f"the local copy differs from the leader's: {error}")
             return 0.0
         now = self._clock.monotonic()
+        can_lead = self._can_lead and now >= self._abstains_until
         action = decisions.decide(
-            self._view, now, self._timing, me=self._me, can_lead=self._can_lead, patience=self._clock.random()
+            self._view, now, self._timing, me=self._me, can_lead=can_lead, patience=self._clock.random()
         )
         if isinstance(action, Claim):
             return action
