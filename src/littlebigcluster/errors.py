@@ -18,7 +18,8 @@
     ├── SnapshotExpired       a read held its snapshot longer than `max_read_age`
     ├── DirectoryInUse        another node works in this directory
     ├── PeerUnavailable       another node cannot be reached, or the connection to it broke
-    └── RequestTimeout        another node did not answer in time (also a TimeoutError)
+    ├── RequestTimeout        another node did not answer in time (also a TimeoutError)
+    └── NoMember              nobody leads, or nobody has the role, to send a request to
 
 A class of its own exists only where a caller would act differently. Bad arguments raise `ValueError` or
 `TypeError` at the call, and errors of SQL are `sqlite3.Error`, as everywhere in Python.
@@ -141,6 +142,13 @@ class PeerUnavailable(LbcError):
 
 class RequestTimeout(LbcError, TimeoutError):
     """Another node did not answer in time. It may have done what was asked, or still do it."""
+
+
+class NoMember(LbcError):
+    """In all the time allowed there was no leader, or no member of the role, that could be asked.
+
+    The request was not sent, or what was sent is safe to send again.
+    """
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import weakref
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
@@ -52,6 +53,8 @@ class Listener:
         self._server: Server | None = None
         self._identity: NodeIdentity | None = None
         self._authorities: Authorities | None = None
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
+        """All that use this node's certificate, to be given the next one."""
 
     async def start(self) -> None:
         """Raises OSError when the address cannot be had, ValueError for one that must not be served in clear text,
@@ -83,11 +86,13 @@ class Listener:
             self.address = format_address(advertised[0], bound_port)
 
     def connect(self, address: str) -> Client:
-        """A client of another node."""
+        """A client of another node. It gets the new certificate when this node's is renewed."""
         scheme = "https" if self._identity else "http"
-        return Client(
+        client = Client(
             f"{scheme}://{address}", tls=self._identity, clock=self._clock, headers={"x-lbc-from": str(self._node)}
         )
+        self._clients.add(client)
+        return client
 
     async def renew(self) -> None:
         """Follow rotations of the authority, and renew the certificate long before it ends. Until cancelled."""
@@ -107,6 +112,8 @@ class Listener:
                 self._authorities = authorities
                 self._identity = await asyncio.to_thread(self._mint)
                 await self._server.reload(self._identity)
+                for client in tuple(self._clients):
+                    client.reload(self._identity)
                 logger.info("renewed the node's certificate; authorities %s", list(authorities.numbers))
 
     async def stop(self) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
+from littlebigcluster.cluster.clients import Clients, LeaderClient, RoleClient, SameAz
 from littlebigcluster.cluster.description import Description
 from littlebigcluster.cluster.fed import Reporter
 from littlebigcluster.cluster.forward import Forwarder
@@ -259,6 +260,21 @@ class Node:
         else:
             self._follower.nudge()
 
+    # -- other nodes ---------------------------------------------------------------------------------------------
+
+    @property
+    def leader_client(self) -> LeaderClient:
+        """A client of whoever leads, over one connection that is open from the first use on."""
+        return self._clients.leader()
+
+    def client(self, role: str, *, same_az: SameAz = False) -> RoleClient:
+        """A client of all members that have this role, asked in turn; this node is one of them if it has it itself.
+
+        `same_az=True` prefers members of this node's zone, and falls back to others while none there answers;
+        `same_az="only"` never leaves the zone. The connections are open from the first call on.
+        """
+        return self._clients.role(role, same_az)
+
     # -- what others see -----------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -322,13 +338,17 @@ class Node:
             connect=self._listener.connect,
             clock=self._clock,
         )
+        self._clients = Clients(
+            self.leader, self.members, az=self.az, connect=self._listener.connect, clock=self._clock
+        )
         self._reporter = Reporter(
             self.leader,
             me=self._member,
             session=self._session,
             connect=self._listener.connect,
             follower=self._follower,
-            on_members=self.members._set,
+            report_interval=seconds(self.settings.member_timeout) / 4,
+            on_members=self._saw_members,
         )
 
     def _as_leader(self) -> Leader:
@@ -337,11 +357,18 @@ class Node:
     def _saw(self, metadata: Metadata) -> None:
         self.leader._set(metadata.leader)
 
+    def _saw_members(self, members: Members) -> None:
+        known = self.members.value
+        if (members.term, members.number) >= (known.term, known.number):
+            self.members._set(members)
+
     async def _run(self) -> None:
         """All that goes on in the background, until it is told to stop."""
         with plain_errors():
             async with asyncio.TaskGroup() as group:
-                beside = [group.create_task(self._reporter.run()), group.create_task(self._listener.renew())]
+                beside = [
+                    group.create_task(run()) for run in (self._reporter.run, self._listener.renew, self._clients.run)
+                ]
                 await self._play()
                 for task in beside:
                     task.cancel()
@@ -371,13 +398,14 @@ class Node:
                 logger.info("not leading any more, term %d", leadership.term)
             else:
                 logger.info("another node was faster")
+            return
         except (StoreUnavailable, StateMismatch, OSError, sqlite3.Error) as error:
             logger.error("cannot lead: %s", error)
-            await asyncio.sleep(seconds(self.settings.poll_interval))
         finally:
             self._leadership = None
             self._leads._set(False)
             await self._end_presence()
+        await asyncio.sleep(seconds(self.settings.poll_interval))
 
     def _begin_to_lead(self) -> None:
         assert self._leadership is not None
@@ -389,10 +417,11 @@ class Node:
             self.members.value,
             timeout=seconds(self.settings.member_timeout),
             clock=self._clock,
-            on_members=self.members._set,
+            on_members=self._saw_members,
             store_age=lambda: leadership.store_age,
         )
         self._presence_task = asyncio.create_task(self._presence.run())
+        self._presence_task.add_done_callback(lambda _: leadership.stop())
         self._leads._set(True)
 
     def _publish(self, epoch: int, body: bytes) -> None:
@@ -402,14 +431,18 @@ class Node:
     async def _end_presence(self) -> None:
         presence, self._presence = self._presence, None
         if presence is not None:
-            presence.goodbye(presence.choose_successor() if self.leader.value is None else None)
+            presence.end()
             self._presence_task.cancel()
             await asyncio.wait([self._presence_task])
+            if not self._presence_task.cancelled():
+                self._presence_task.result()
 
     async def _stop(self, main: asyncio.Task[None]) -> None:
         """End within `shutdown_timeout`: a leader finishes what it has and releases the leadership."""
         self._stopping = True
         if self._leadership is not None:
+            if self._presence is not None:
+                self._presence.hand_over()
             self._leadership.stop()
             await asyncio.wait([main], timeout=seconds(self.settings.shutdown_timeout))
         else:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 LEADER_PATH = "/leader"
 """Where `leader_app` is mounted when there is an `app` too; else it is at the root."""
 
+PING_PATH = "/.lbc/ping"
+"""Answers 200: the node is there."""
+
+LEADS_PATH = "/.lbc/leads"
+"""Answers 200 when the node leads."""
+
+LEADER_HEADER = "x-lbc-leader"
+"""On every 503 that says that this node does not lead: who does, as JSON (or null)."""
+
 _MAX_BODY_BYTES = 16 << 20
 
 
@@ -37,6 +46,8 @@ class Service:
         self._presence, self._members_only = presence, members_only
         self._router = Router(max_body_bytes=_MAX_BODY_BYTES)
         self._router.add("GET", "/.lbc/status", self._status)
+        self._router.add("GET", PING_PATH, self._ping)
+        self._router.add("GET", LEADS_PATH, self._leads)
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
         self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
@@ -48,7 +59,9 @@ class Service:
                 await self._app(scope, receive, send)
             return
         path = scope["path"]
-        if path.startswith("/.lbc/"):
+        if _meant_for(scope) not in (None, str(self._node.id)):
+            await _refuse(send, 421, {"error": f"this is node {self._node.id}"})
+        elif path.startswith("/.lbc/"):
             await self._own(scope, receive, send)
         elif self._leader_app is not None and (self._app is None or _below(path)):
             await self._for_leader(scope, receive, send)
@@ -63,15 +76,12 @@ class Service:
         if self._members_only and request.peer is None:
             await _refuse(send, 401, {"error": "only members of the cluster may ask this; show a certificate"})
             return
-        to = request.header("x-lbc-to")
-        if to is not None and to != str(self._node.id):
-            await _refuse(send, 421, {"error": f"this is node {self._node.id}"})
-            return
         await self._router(scope, receive, send)
 
     async def _for_leader(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._node.is_leader:
-            await _refuse(send, 503, {"error": "this node does not lead", **self._leader()}, {"retry-after": "1"})
+            leader = self._leader()
+            await _refuse(send, 503, {"error": _NOT_LEADING, "leader": leader}, _elsewhere(leader))
             return
         assert self._leader_app is not None
         scope.setdefault("state", {})["lbc"] = self._node
@@ -82,15 +92,34 @@ class Service:
     def _leading(self) -> Presence:
         presence = self._presence()
         if presence is None:
-            raise Refused(503, json.dumps({"not leading": self._leader()}), headers={"retry-after": "1"})
+            raise Refused(503, _NOT_LEADING, headers=_elsewhere(self._leader()))
         return presence
 
-    def _leader(self) -> dict[str, Any]:
+    def _leader(self) -> dict[str, str] | None:
         leader = self._node.leader.value
-        return {"leader": leader.to_json() if leader else None}
+        return leader.to_json() if leader else None
+
+    async def _ping(self, request: Request) -> Answer:
+        return Answer.json({})
+
+    async def _leads(self, request: Request) -> Answer:
+        self._leading()
+        return Answer.json({})
 
     async def _status(self, request: Request) -> Answer:
         return Answer.json(self._node.status())
+
+
+_NOT_LEADING = "this node does not lead"
+
+
+def _elsewhere(leader: dict[str, str] | None) -> dict[str, str]:
+    return {"retry-after": "1", LEADER_HEADER: json.dumps(leader)}
+
+
+def _meant_for(scope: Scope) -> str | None:
+    """The node that the client wanted to reach, if it said so."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-lbc-to"), None)
 
 
 def _below(path: str) -> bool:

@@ -2,7 +2,7 @@
 
 from littlebigcluster.net.address import format_address, is_loopback, is_wildcard, parse_address, reachable_host
 from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
-from littlebigcluster.net.client import Client
+from littlebigcluster.net.client import Body, Client
 from littlebigcluster.net.responses import Response, StreamResponse
 from littlebigcluster.net.routes import Answer, Refused, Request, Router
 from littlebigcluster.net.server import Server
@@ -12,6 +12,7 @@ __all__ = [
     "ASGIApp",
     "Answer",
     "Authority",
+    "Body",
     "Client",
     "Message",
     "NodeIdentity",
