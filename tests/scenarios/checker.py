@@ -21,6 +21,7 @@ from littlebigcluster import (
     DeadlineExceeded,
     EpochTooLarge,
     Fenced,
+    LbcError,
     Node,
     NotAllowed,
     NotLeader,
@@ -68,6 +69,8 @@ class History:
     fates: dict[int, Fate] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     """Of acknowledged writes, as the acknowledgement says."""
+    later: set[int] = field(default_factory=set)
+    """Acknowledged writes that may be of an earlier epoch: they had travelled to the leader more than once."""
     reads: list[Read] = field(default_factory=list)
 
     def acknowledge(self, write: int, epoch: int) -> None:
@@ -107,7 +110,8 @@ def _of_rows(history: History, end: State) -> list[str]:
     for write, epoch in end.rows:
         if write not in history.fates:
             found.append(f"{end.name}: nobody has written {write}")
-        if history.epochs.get(write, epoch) != epoch:
+        acknowledged = history.epochs.get(write, epoch)
+        if acknowledged < epoch or (acknowledged != epoch and write not in history.later):
             found.append(f"{end.name}: write {write} is of epoch {epoch}, acknowledged in {history.epochs[write]}")
         if epoch > end.epoch:
             found.append(f"{end.name}: write {write} is of epoch {epoch}, and this is epoch {end.epoch}")
@@ -135,7 +139,7 @@ class Recorder:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.history = History()
-        self._ids = count(1)
+        self.ids = count(1)
         self._seen: dict[Node, int] = {}
 
     async def prepare(self, node: Node) -> None:
@@ -144,7 +148,7 @@ class Recorder:
 
     async def write(self, node: Node, work: Callable[[sqlite3.Connection], object] | None = None, **how: Any) -> Fate:
         """One write, after `work` in the same transaction; returns how it went."""
-        write = next(self._ids)
+        write = next(self.ids)
         self.history.fates[write] = "unknown"
 
         def function(db: sqlite3.Connection) -> None:
@@ -159,6 +163,21 @@ class Recorder:
         except REFUSALS:
             self.history.fates[write] = "refused"
             return "refused"
+        self.history.acknowledge(write, done.epoch)
+        return "acknowledged"
+
+    async def forward(self, node: Node, **how: Any) -> Fate:
+        """One write through any node, which sends it to whoever leads."""
+        write = next(self.ids)
+        self.history.fates[write] = "unknown"
+        try:
+            done = await node.execute(INSERT, (write,), **how)
+        except REFUSALS:
+            self.history.fates[write] = "refused"
+            return "refused"
+        except LbcError:
+            return "unknown"
+        self.history.later.add(write)
         self.history.acknowledge(write, done.epoch)
         return "acknowledged"
 

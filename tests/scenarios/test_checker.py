@@ -39,6 +39,13 @@ def test_an_unknown_write_may_be_there_or_not() -> None:
     assert problems(history(), [end((1, 2), (2, 2))]) == []
 
 
+def test_a_write_that_travelled_may_be_older_than_its_acknowledgement_and_not_newer() -> None:
+    travelled = history()
+    travelled.later |= {1, 2}
+    assert problems(travelled, [end((1, 1), (2, 2))]) == []
+    assert problems(travelled, [end((1, 3), (2, 2))]) != []
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
