@@ -28,6 +28,8 @@ SUCCESSION_SECONDS = 1.0
 _RETRY_SECONDS = 0.25
 _REPORT_SECONDS = 1.0
 _GOODBYE_SECONDS = 1.0
+_FOR_GOOD = (400, 401, 403, 404, 405, 409, 413)
+"""A leader that answers so will not answer otherwise the next time."""
 
 
 class Fed(Protocol):
@@ -52,14 +54,18 @@ class Reporter:
         session: str,
         connect: Callable[[str], Client],
         follower: Fed,
+        report_interval: float,
         on_members: Callable[[Members], None],
     ) -> None:
         self._leader, self._me, self._session, self._connect = leader, me, session, connect
-        self._follower, self._on_members = follower, on_members
+        self._follower, self._report_interval, self._on_members = follower, report_interval, on_members
         self.connected: Watch[bool] = Watch(False)
         self._client: Client | None = None
         self._reported: Member | None = None
+        self._reported_at = 0.0
         self._woken = asyncio.Event()
+        self._leaving = False
+        self._refusal = ""
 
     async def run(self) -> None:
         """For ever. A broken stream is no error: polling goes on, and it is made again."""
@@ -78,7 +84,7 @@ class Reporter:
                     task.cancel()
                 await asyncio.gather(reading, changed, return_exceptions=True)
             if not reading.cancelled() and (error := reading.exception()) is not None:
-                if not isinstance(error, PeerUnavailable | RequestTimeout | ValueError | KeyError | CorruptLog):
+                if not isinstance(error, PeerUnavailable | RequestTimeout | ValueError | CorruptLog):
                     raise error
                 logger.debug("the feed of %s broke: %s", leader.uuid, error)
             await asyncio.sleep(_RETRY_SECONDS)
@@ -89,9 +95,11 @@ class Reporter:
 
     async def leave(self) -> None:
         """Say goodbye, if there is a leader to say it to."""
+        self._leaving = True
         if self._client is not None and self.connected.value:
             with contextlib.suppress(PeerUnavailable, RequestTimeout):
-                await self._client.request("POST", "/.lbc/leave", body=self._report(), timeout=_GOODBYE_SECONDS)
+                body = self._report(self._me())
+                await self._client.request("POST", "/.lbc/leave", body=body, timeout=_GOODBYE_SECONDS)
 
     async def _read_and_report(self, leader: Leader) -> None:
         with plain_errors():
@@ -101,31 +109,40 @@ class Reporter:
                 reporting.cancel()
 
     async def _report_changes(self) -> None:
-        """Tell the leader how far this node has come, about once a second while that changes."""
+        """Tell the leader how far this node has come: about once a second while that changes, and now and then
+        while it does not, as a sign of life."""
         while True:
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REPORT_SECONDS):
                     await self._woken.wait()
-            if self._client is not None and self.connected.value and self._me() != self._reported:
+            me, due = self._me(), self._reported_at + self._report_interval <= _now()
+            if (
+                self._client is not None
+                and self.connected.value
+                and not self._leaving
+                and (due or me != self._reported)
+            ):
                 with contextlib.suppress(PeerUnavailable, RequestTimeout):
-                    body = self._report()
-                    await self._client.request("POST", "/.lbc/report", body=body, timeout=_REPORT_SECONDS)
+                    body, timeout = self._report(me), _REPORT_SECONDS
+                    answer = await self._client.request("POST", "/.lbc/report", body=body, timeout=timeout)
+                    if answer.status == 200:
+                        self._reported, self._reported_at = me, _now()
 
-    def _report(self) -> bytes:
-        self._reported = self._me()
-        return json.dumps({"member": self._reported.to_json(), "session": self._session}).encode()
+    def _report(self, me: Member) -> bytes:
+        return json.dumps({"member": me.to_json(), "session": self._session}).encode()
 
     async def _read(self, leader: Leader) -> None:
         client = self._client = self._connect(leader.address)
-        body = self._report()
+        me = self._me()
         try:
             async with client.stream(
-                "POST", "/.lbc/feed", headers={"x-lbc-to": str(leader.uuid)}, body=body,
+                "POST", "/.lbc/feed", headers={"x-lbc-to": str(leader.uuid)}, body=self._report(me),
                 timeout=HEARTBEAT_SECONDS, heartbeat=HEARTBEAT_SECONDS,
             ) as stream:  # fmt: skip
                 if stream.status != 200:
-                    raise PeerUnavailable(f"{leader.address} does not feed: {(await stream.read())[:200]!r}", sent=True)
+                    self._refused(leader, stream.status, (await stream.read())[:300])
+                self._reported, self._reported_at, self._refusal = me, _now(), ""
                 self._up(True)
                 logger.debug("fed by %s at %s", leader.uuid, leader.address)
                 unpacker = frames.Unpacker()
@@ -137,12 +154,26 @@ class Reporter:
             self._client = None
             await client.close()
 
+    def _refused(self, leader: Leader, status: int, why: bytes) -> None:
+        refusal = f"{leader.uuid} at {leader.address} does not feed this node: {status} {why.decode(errors='replace')}"
+        if status in _FOR_GOOD and refusal != self._refusal:
+            self._refusal = refusal
+            logger.warning("%s; it goes on by polling the store, and is no member", refusal)
+        raise PeerUnavailable(refusal, sent=True)
+
     def _up(self, up: bool) -> None:
         if self.connected.value != up:
             self.connected._set(up)
             self._follower.feed(up)
 
     def _take(self, kind: bytes, payload: bytes) -> None:
+        """Raises ValueError, CorruptLog or FormatTooNew for a frame that cannot be read."""
+        try:
+            self._act_on(kind, payload)
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"a frame of kind {kind!r} cannot be read: {type(error).__name__}") from None
+
+    def _act_on(self, kind: bytes, payload: bytes) -> None:
         follower = self._follower
         if kind == frames.MEMBERS:
             self._on_members(Members.from_json(json.loads(payload)))
@@ -155,11 +186,13 @@ class Reporter:
         elif kind == frames.KEEP_ALIVE:
             alive = json.loads(payload)
             follower.heard_leader(int(alive["term"]), float(alive["store_age"]))
-        elif kind == frames.GOODBYE:
-            # The leadership is released in the log already: who is chosen finds it free at once.
-            if json.loads(payload)["successor"] not in (None, str(self._me().id)):
-                follower.abstain(SUCCESSION_SECONDS)
-            follower.nudge()
+        elif kind == frames.GOODBYE and json.loads(payload)["successor"] not in (None, str(self._me().id)):
+            # It comes just before the epoch that releases the leadership; that one all see at the same moment.
+            follower.abstain(SUCCESSION_SECONDS)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _other_than(leader: Leader) -> Callable[[Leader | None], bool]:

@@ -14,8 +14,8 @@ MAX_WAITING_BYTES = 8 << 20
 LARGE_BYTES = 1 << 20
 """A larger epoch is only named; followers fetch it from the store, which has more bandwidth than the leader."""
 
-RECENT_BYTES = 16 << 20
-"""So much of the newest epochs is kept, for followers that connect a little behind."""
+RECENT_BYTES = 4 << 20
+"""So much of the newest epochs is kept, for followers that connect a little behind. Less than may wait."""
 
 
 class Subscriber:

@@ -2,7 +2,7 @@
 
 E  an epoch's whole object            K  keep-alive, JSON: term, epoch, store_age (seconds)
 N  an epoch's number, to be fetched   M  members, JSON
-G  goodbye, JSON: successor
+G  goodbye, JSON: successor; the leadership is released in one of the next epochs
 """
 
 from __future__ import annotations

@@ -168,21 +168,19 @@ class Roster:
         self._heard[member.id] = now
         self._put(member)
 
-    def heard(self, id: UUID, now: float, epoch: int | None = None) -> None:
-        """A sign of life, with how far it has come."""
-        member = self._members.get(id)
-        if member is not None and id in self._heard:
-            self._heard[id] = now
-            if epoch is not None:
-                self._put(replace(member, epoch=epoch))
-
     def describe(self, me: Member) -> None:
         """The leader says something new of itself."""
         self._put(me)
 
     def advance(self, epoch: int) -> None:
         """The leader itself has come to this epoch."""
-        self._put(replace(self._members[self._me], epoch=epoch))
+        if self._me in self._members:
+            self._put(replace(self.me, epoch=epoch))
+
+    def leave(self) -> None:
+        """The leader itself leaves: the last view it gives is one without it."""
+        if self._members.pop(self._me, None) is not None:
+            self._renumber()
 
     def goodbye(self, id: UUID) -> None:
         """It leaves."""

@@ -58,12 +58,14 @@ class Presence:
         """The leader's own description has changed."""
         self._roster.describe(me)
 
-    def goodbye(self, successor: UUID | None) -> None:
-        """The leadership is released; the one named claims it."""
+    def hand_over(self) -> None:
+        """The leadership is about to be released, and this node leaves: the others are told who shall claim."""
+        successor = self._choose_successor()
+        self._roster.leave()
+        self._send_members()
         self._feed.publish(frames.pack_json(frames.GOODBYE, {"successor": str(successor) if successor else None}))
-        self._feed.end()
 
-    def choose_successor(self) -> UUID | None:
+    def _choose_successor(self) -> UUID | None:
         """A standby with the lowest lag; of several, one of another zone."""
         me = self._roster.me
         standbys = [member for member in self._roster.members if member.can_lead and member.id != me.id]
@@ -81,6 +83,7 @@ class Presence:
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     def end(self) -> None:
+        """The leadership has ended."""
         self._feed.end()
 
     def _send_members(self) -> None:

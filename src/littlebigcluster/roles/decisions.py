@@ -61,6 +61,12 @@ class Timing:
         return max(self.poll_interval, self.leader_timeout * 3 / 4)
 
     @property
+    def suspicious_silence(self) -> float:
+        """An idle leader shows life more often than this. Shorter than `longest_gap`, or looks that begin with the
+        suspicion would not continue the watch."""
+        return self.leader_timeout * 0.4
+
+    @property
     def longest_gap(self) -> float:
         """Two looks further apart than this do not belong to one watch."""
         return max(self.leader_timeout / 2, 3 * self.poll_interval)
@@ -106,21 +112,34 @@ def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
 def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
     """The leader of `term` answered this node directly, and has reached the store `store_age` seconds ago.
 
-    A leader that only its followers can reach is of no use: what counts is when it last reached the store.
+    A leader that only its followers can reach is of no use: what counts is when it last reached the store. It is as
+    good as a look at the store of that time.
     """
     if term != view.term:
         return view
-    return replace(view, sign_of_life_at=max(view.sign_of_life_at, now - max(0.0, store_age)))
+    at = now - max(0.0, store_age)
+    return replace(view, sign_of_life_at=max(view.sign_of_life_at, at), looked_at=max(view.looked_at, at))
 
 
-def decide(view: View, now: float, timing: Timing, *, me: Leader, can_lead: bool, patience: float) -> Wait | Claim:
+def is_suspect(view: View, now: float, timing: Timing) -> bool:
+    """Whether the leader has shown no life for longer than an idle one would."""
+    return now - view.sign_of_life_at >= timing.suspicious_silence
+
+
+def decide(
+    view: View, now: float, timing: Timing, *, me: Leader, can_lead: bool, patience: float, fed: bool = False
+) -> Wait | Claim:
     """What a follower that has just looked does next.
 
     `patience` in [0, 1) spreads the claims of several standbys over one poll interval, so that one claims and the
-    others see its epoch.
+    others see its epoch. A node that is `fed` looks rarely, as long as its leader reaches the store.
     """
-    if not can_lead or not view.at_head:
-        return Wait(timing.poll_interval if view.at_head else 0.0)
+    if not view.at_head:
+        return Wait(0.0)
+    relaxed = fed and view.leader is not None and not is_suspect(view, now, timing)
+    pause = timing.fed_poll_interval if relaxed else timing.poll_interval
+    if not can_lead:
+        return Wait(pause)
     if view.leader is None:
         return Claim("nobody leads")
     if view.leader.uuid == me.uuid:
@@ -129,7 +148,7 @@ def decide(view: View, now: float, timing: Timing, *, me: Leader, can_lead: bool
     limit = timing.leader_timeout + patience * timing.poll_interval
     if silence >= limit:
         return Claim(f"no sign of life of {view.leader.uuid} for {silence:.1f} s")
-    return Wait(min(timing.poll_interval, limit - silence))
+    return Wait(min(pause, limit - silence))
 
 
 def wants_beacon(view: View, now: float, timing: Timing) -> bool:

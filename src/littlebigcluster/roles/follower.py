@@ -69,7 +69,11 @@ class Follower:
 
     def heard_leader(self, term: int, store_age: float) -> None:
         """The leader of `term` has answered this node, and has reached the store so many seconds ago."""
-        self._view = decisions.heard_leader(self._view, term, store_age, self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._view = decisions.heard_leader(self._view, term, store_age, now)
+        poll_at = now + self._timing.poll_interval
+        if self._fed and self._look_at > poll_at and decisions.is_suspect(self._view, now, self._timing):
+            self.nudge()
 
     def feed(self, on: bool) -> None:
         """Whether the leader hands over epochs from now on."""
@@ -115,14 +119,14 @@ class Follower:
             return 0.0
         now = self._clock.monotonic()
         can_lead = self._can_lead and now >= self._abstains_until
+        patience = self._clock.random()
         action = decisions.decide(
-            self._view, now, self._timing, me=self._me, can_lead=can_lead, patience=self._clock.random()
+            self._view, now, self._timing, me=self._me, can_lead=can_lead, patience=patience, fed=self._fed
         )
         if isinstance(action, Claim):
             return action
-        wait = self._timing.fed_poll_interval if self._fed else action.seconds
-        self._look_at = now + wait
-        return wait
+        self._look_at = now + action.seconds
+        return action.seconds
 
     async def _apply_offered(self) -> bool:
         """Apply the next epoch if it was handed in."""
