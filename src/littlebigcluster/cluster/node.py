@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.clients import Clients, LeaderClient, RoleClient, SameAz
 from littlebigcluster.cluster.description import Description
 from littlebigcluster.cluster.fed import Reporter
@@ -20,11 +18,13 @@ from littlebigcluster.cluster.forward import Forwarder
 from littlebigcluster.cluster.listener import Listener
 from littlebigcluster.cluster.membership import Member, Members, check_metadata
 from littlebigcluster.cluster.presence import Presence
+from littlebigcluster.cluster.reading import Reading
 from littlebigcluster.cluster.service import Service
-from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
-from littlebigcluster.database import Done, Pending, StateMismatch
+from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.cluster.writing import Writing
+from littlebigcluster.database import StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import DeadlineExceeded, LbcError, NotLeader, StoreUnavailable, plain_errors
+from littlebigcluster.errors import LbcError, StoreUnavailable, plain_errors
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Node:
+class Node(Writing, Reading):
     """Everything an application does with its cluster. One event loop; not for other threads.
 
     Attributes:
@@ -109,156 +109,6 @@ class Node:
         if not self.can_lead:
             raise ValueError("this node joined with can_lead=False and will never lead")
         await self._leads.until(bool, timeout=timeout)
-
-    # -- writes --------------------------------------------------------------------------------------------------
-
-    def submit(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Pending[T]:
-        """Queue a transaction: `fn(db)` runs once, on the writer thread of this leader, between BEGIN and COMMIT.
-
-        `await` the result for a `Done(value, epoch)` when it is durable; `await pending.peek()` for the value as
-        soon as it is executed, which may still be lost. `fn` should only use `db`, and be quick: it holds up all
-        other writes. Raises NotLeader, StoreUnavailable (too many writes wait).
-        """
-        if not callable(fn):
-            raise TypeError(f"a transaction is a function that takes the connection, not {fn!r}")
-        limit = self.settings.write_timeout if timeout is None else timeout
-        writer = self._leadership.writer if self._leadership is not None else None
-        if writer is None:
-            leader = self.leader.value
-            who = f"{leader.uuid} at {leader.address or '?'} leads" if leader else "nobody leads at the moment"
-            raise NotLeader(f"this node does not lead; {who}. The write is not written", leader=leader)
-        return writer.submit(fn, timeout=seconds(limit))
-
-    async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Done[T]:
-        """Run `fn(db)` as one transaction; return its value and epoch when it is durable.
-
-        An exception of `fn` rolls the transaction back and comes out here, when everything that it may have seen
-        is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
-        EpochTooLarge, NotAllowed, StoreUnavailable.
-        """
-        return await self.submit(fn, timeout=timeout)
-
-    async def execute(self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None) -> Done[Result]:
-        """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
-
-        `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead it travels to
-        the leader, and is done once however often it has to be sent. `VACUUM` works too, on the leader.
-        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time.
-        """
-        return await self._write(statements.execute(sql, parameters), timeout)
-
-    async def executemany(
-        self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None
-    ) -> Done[Result]:
-        """Run one statement for each of `parameters`, all in one transaction. Like `execute`."""
-        return await self._write(statements.many(sql, list(parameters)), timeout)
-
-    async def executescript(self, script: str, *, timeout: Duration | None = None) -> Done[None]:
-        """Run the statements of a script, all in one transaction: schemas, for example. Like `execute`."""
-        return await self._write(statements.script(script), timeout)
-
-    async def batch(
-        self, statements_: Iterable[tuple[str, Parameters]], *, timeout: Duration | None = None
-    ) -> Done[list[Result]]:
-        """Run several statements with their parameters, all in one transaction. Like `execute`."""
-        return await self._write(statements.batch(list(statements_)), timeout)
-
-    async def call(self, name: str, /, **arguments: Any) -> Done[Any]:
-        """Run the procedure that was registered under this name (`@cluster.procedure`) as a transaction on the
-        leader. Arguments and result are JSON and bytes. Raises what it raises, if that is a builtin exception or
-        one of this library or sqlite3 (else LbcError); and like `execute`."""
-        return await self._write(statements.call(name, arguments), None)
-
-    async def _write(self, work: Work, timeout: Duration | None) -> Done[Any]:
-        limit = seconds(self.settings.write_timeout if timeout is None else timeout)
-        writer = self._leadership.writer if self._leadership is not None else None
-        if writer is not None:
-            if work.vacuum():
-                done = await writer.vacuum(timeout=limit)
-                return Done(Result([], -1, None), done.epoch)
-            return await writer.submit(work.transaction(self._procedures), timeout=limit)
-        until = self._clock.monotonic() + limit
-        done = await self._forwarder.send(work, timeout=limit)
-        left = max(0.0, until - self._clock.monotonic())
-        with contextlib.suppress(TimeoutError):  # durable it is; reads here may be a moment behind
-            await self.epoch.until(lambda epoch: epoch >= done.epoch, timeout=left)
-        return done
-
-    async def _run_with_key(self, work: Work, key: str, timeout: float) -> Done[str]:
-        """For work that has travelled: its answer is text, and kept with the key."""
-        run = work.transaction(self._procedures)
-        writer = self._leadership.writer if self._leadership is not None else None
-        if writer is None:
-            raise NotLeader("this node does not lead", leader=self.leader.value)
-        limit = min(timeout, seconds(self.settings.write_timeout))
-        return await writer.submit(lambda db: statements.to_json(run(db)), timeout=limit, key=key)
-
-    # -- reads ---------------------------------------------------------------------------------------------------
-
-    async def read(
-        self,
-        sql: str,
-        parameters: Parameters = (),
-        *,
-        at_least: int | None = None,
-        consistency: Literal["local", "strong"] = "local",
-        timeout: Duration | None = None,
-        row_factory: Any = None,
-    ) -> list[Any]:
-        """The rows of a query on the local copy; a thread serves it, the event loop goes on.
-
-        "local" sees a durable epoch, never older than what was read here before; `at_least=epoch` waits for that
-        epoch; "strong" includes every write acknowledged anywhere before the call, for one request to the store.
-        Cancelling interrupts the query. Raises DeadlineExceeded, StoreUnavailable (strong), NotAllowed, sqlite3.Error.
-        """
-        if consistency not in ("local", "strong"):
-            raise ValueError(f'consistency is "local" or "strong", not {consistency!r}')
-        if at_least is not None and (isinstance(at_least, bool) or not isinstance(at_least, int)):
-            raise TypeError(f"at_least is an epoch, not {at_least!r}")
-        limit = seconds(self.settings.read_timeout if timeout is None else timeout)
-        give_up_at = self._clock.monotonic() + limit
-        try:
-            async with asyncio.timeout(limit):
-                if consistency == "strong":
-                    await self._proof.wait()
-                if at_least is not None and self._local.epoch.value < at_least:
-                    self._nudge()
-                    await self._local.epoch.until(lambda epoch: epoch >= at_least)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the read took longer than {limit} s (consistency {consistency}, at epoch {self.epoch.value})"
-            ) from error
-        while True:
-            readers, left = self._local.readers, give_up_at - self._clock.monotonic()
-            try:
-                return await readers.read(sql, parameters, timeout=left, row_factory=row_factory)
-            except LbcError:
-                if self._local.readers is readers:
-                    raise  # else the copy was replaced under the read, which is run again on the new one
-
-    @contextlib.contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
-        """A read-only `sqlite3.Connection` on one snapshot of the local copy: every query in the block sees the
-        same epoch. It runs in the calling thread. Raises SnapshotExpired at the end of a block that held it longer
-        than `max_read_age`."""
-        with self._local.readers.lease() as connection:
-            yield connection
-
-    async def _prove_head(self) -> None:
-        """Return when the local copy holds all that was acknowledged before the call."""
-        while True:
-            log, epoch = self._local.log, self._local.epoch
-            at = log.position.epoch
-            if await log.is_head():
-                return
-            self._nudge()
-            await epoch.until(at.__lt__)
-
-    def _nudge(self) -> None:
-        if self._leadership is not None:
-            self._leadership.doubt()
-        else:
-            self._follower.nudge()
 
     # -- other nodes ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,114 @@
+"""The writing face of a node: transactions on the leader, plain statements from anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import statements
+from littlebigcluster.cluster.forward import Forwarder
+from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
+from littlebigcluster.database import Done, Pending
+from littlebigcluster.epochs import Leader
+from littlebigcluster.errors import NotLeader
+from littlebigcluster.roles import Leadership, LocalCopy
+from littlebigcluster.settings import Duration, NodeSettings, seconds
+from littlebigcluster.watch import Watch
+
+T = TypeVar("T")
+
+
+class Writing:
+    """What a `Node` does with writes."""
+
+    settings: NodeSettings
+    leader: Watch[Leader | None]
+    _leadership: Leadership | None
+    _procedures: Procedures
+    _forwarder: Forwarder
+    _local: LocalCopy
+    _clock: Clock
+
+    def submit(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Pending[T]:
+        """Queue a transaction: `fn(db)` runs once, on the writer thread of this leader, between BEGIN and COMMIT.
+
+        `await` the result for a `Done(value, epoch)` when it is durable; `await pending.peek()` for the value as
+        soon as it is executed, which may still be lost. `fn` should only use `db`, and be quick: it holds up all
+        other writes. Raises NotLeader, StoreUnavailable (too many writes wait).
+        """
+        if not callable(fn):
+            raise TypeError(f"a transaction is a function that takes the connection, not {fn!r}")
+        limit = self.settings.write_timeout if timeout is None else timeout
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is None:
+            leader = self.leader.value
+            who = f"{leader.uuid} at {leader.address or '?'} leads" if leader else "nobody leads at the moment"
+            raise NotLeader(f"this node does not lead; {who}. The write is not written", leader=leader)
+        return writer.submit(fn, timeout=seconds(limit))
+
+    async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Done[T]:
+        """Run `fn(db)` as one transaction; return its value and epoch when it is durable.
+
+        An exception of `fn` rolls the transaction back and comes out here, when everything that it may have seen
+        is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
+        EpochTooLarge, NotAllowed, StoreUnavailable.
+        """
+        return await self.submit(fn, timeout=timeout)
+
+    async def execute(self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None) -> Done[Result]:
+        """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
+
+        `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead it travels to
+        the leader, and is done once however often it has to be sent. `VACUUM` works too, on the leader.
+        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time.
+        """
+        return await self._write(statements.execute(sql, parameters), timeout)
+
+    async def executemany(
+        self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None
+    ) -> Done[Result]:
+        """Run one statement for each of `parameters`, all in one transaction. Like `execute`."""
+        return await self._write(statements.many(sql, list(parameters)), timeout)
+
+    async def executescript(self, script: str, *, timeout: Duration | None = None) -> Done[None]:
+        """Run the statements of a script, all in one transaction: schemas, for example. Like `execute`."""
+        return await self._write(statements.script(script), timeout)
+
+    async def batch(
+        self, statements_: Iterable[tuple[str, Parameters]], *, timeout: Duration | None = None
+    ) -> Done[list[Result]]:
+        """Run several statements with their parameters, all in one transaction. Like `execute`."""
+        return await self._write(statements.batch(list(statements_)), timeout)
+
+    async def call(self, name: str, /, **arguments: Any) -> Done[Any]:
+        """Run the procedure that was registered under this name (`@cluster.procedure`) as a transaction on the
+        leader. Arguments and result are JSON and bytes. Raises what it raises, if that is a builtin exception or
+        one of this library or sqlite3 (else LbcError); and like `execute`."""
+        return await self._write(statements.call(name, arguments), None)
+
+    async def _write(self, work: Work, timeout: Duration | None) -> Done[Any]:
+        limit = seconds(self.settings.write_timeout if timeout is None else timeout)
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is not None:
+            if work.vacuum():
+                done = await writer.vacuum(timeout=limit)
+                return Done(Result([], -1, None), done.epoch)
+            return await writer.submit(work.transaction(self._procedures), timeout=limit)
+        until = self._clock.monotonic() + limit
+        done = await self._forwarder.send(work, timeout=limit)
+        left = max(0.0, until - self._clock.monotonic())
+        with contextlib.suppress(TimeoutError):  # durable it is; reads here may be a moment behind
+            await self._local.epoch.until(lambda epoch: epoch >= done.epoch, timeout=left)
+        return done
+
+    async def _run_with_key(self, work: Work, key: str, timeout: float) -> Done[str]:
+        """For work that has travelled: its answer is text, and kept with the key."""
+        run = work.transaction(self._procedures)
+        writer = self._leadership.writer if self._leadership is not None else None
+        if writer is None:
+            raise NotLeader("this node does not lead", leader=self.leader.value)
+        limit = min(timeout, seconds(self.settings.write_timeout))
+        return await writer.submit(lambda db: statements.to_json(run(db)), timeout=limit, key=key)
