@@ -80,6 +80,11 @@ class Forwarder:
                 maybe_written, last = maybe_written or error.sent, str(error)
             except RequestTimeout as error:
                 maybe_written, last = True, str(error)
+            except Exception as error:
+                if maybe_written:
+                    # What this attempt met says nothing of a former one, which may even be late and come after it.
+                    raise OutcomeUnknown(f"an answer was lost, and the next one was {error!r}") from error
+                raise
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, give_up_at - self._clock.monotonic())))
         if maybe_written:
             raise OutcomeUnknown(
