@@ -1,0 +1,63 @@
+"""Forwarded writes whose first answer was lost: no later answer may call them refused."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from littlebigcluster import Leader, NotLeader, OutcomeUnknown, PeerUnavailable, StoreUnavailable
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import statements
+from littlebigcluster.cluster.forward import Forwarder
+from littlebigcluster.watch import Watch
+
+LOST = PeerUnavailable("the connection broke", sent=True)
+NEVER_SENT = PeerUnavailable("no connection", sent=False)
+
+
+def refusal(kind: str, status: int = 503) -> Any:
+    return SimpleNamespace(status=status, body=json.dumps({"error": kind, "message": "no"}).encode())
+
+
+class Answers:
+    """A client that gets these answers, one after the other."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = list(answers)
+
+    async def request(self, *_: Any, **__: Any) -> Any:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        pass
+
+
+async def send(*answers: Any) -> None:
+    clock = Clock()
+    leader: Watch[Leader | None] = Watch(Leader(clock.uuid7(), "127.0.0.1:1", ""))
+    client: Any = Answers(*answers)
+    forwarder = Forwarder(
+        leader, me=clock.uuid7(), run_here=lambda *_: pytest.fail("not here"), connect=lambda _: client, clock=clock
+    )
+    await forwarder.send(statements.execute("INSERT INTO x VALUES (1)", ()), timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["StoreUnavailable", "DeadlineExceeded", "EpochTooLarge", "IntegrityError", "NotLeader"]
+)
+async def test_a_refusal_of_the_second_attempt_says_nothing_of_the_first(kind: str) -> None:
+    with pytest.raises(OutcomeUnknown):
+        await send(LOST, refusal(kind))
+
+
+async def test_a_refusal_is_certain_when_nothing_was_sent_before() -> None:
+    with pytest.raises(StoreUnavailable):
+        await send(NEVER_SENT, refusal("StoreUnavailable"))
+    with pytest.raises(NotLeader):
+        await send(NEVER_SENT)
