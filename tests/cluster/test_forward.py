@@ -141,12 +141,10 @@ async def test_writes_in_flight_survive_a_failover_and_are_done_once(cluster: Cl
 
             writers = [asyncio.create_task(write(start)) for start in range(10)]
             await follower.epoch.until(lambda epoch: epoch > 10, timeout=10)
-            assert second._leadership is not None
-            second._leadership.stop()  # hands over, and stays
+            await second.step_down()
             await third.wait_until_leader(timeout=20)
             count = len(written)
-            while len(written) < count + 20:
-                await asyncio.sleep(0.01)
+            await follower.epoch.until(lambda _: len(written) >= count + 20, timeout=20)
             stop.set()
             await asyncio.gather(*writers)
             rows = await follower.read("SELECT id FROM job", consistency="strong")

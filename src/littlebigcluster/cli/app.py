@@ -17,7 +17,7 @@ from littlebigcluster import __version__
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
-from littlebigcluster.cli.reading import show_log, show_sql, show_status
+from littlebigcluster.cli.reading import show_log, show_members, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
 from littlebigcluster.cluster import Cluster
@@ -137,6 +137,23 @@ def follower(place: Place, /, **options: Any) -> None:
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
+
+
+@cli.command()
+@_json
+@click.pass_obj
+def members(place: Place, as_json: bool) -> None:
+    """Who is in the cluster, as its leader tells."""
+    run(show_members(place.cluster(), as_json=as_json))
+
+
+@cli.command()
+@click.option("--to", metavar="UUID", help="Who shall lead; the standby with the lowest lag if not given.")
+@click.pass_obj
+def step_down(place: Place, to: str | None) -> None:
+    """Have the leader hand over to a standby; no write is lost."""
+    run(place.cluster().ask_leader("POST", "/.lbc/step-down", {"to": to}))
+    click.echo("The leader has handed over.")
 
 
 @cli.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from rich import box
@@ -26,7 +27,8 @@ class Member:
 class View:
     """What this node knows of the cluster."""
 
-    me: UUID
+    me: UUID | None
+    """The node that looks; None from outside."""
     leader: UUID | None
     members: frozenset[Member]
 
@@ -44,6 +46,15 @@ def view_of(node: Node) -> View:
         known.setdefault(leader.uuid, Member(leader.uuid, leader.address, leader.az))
     known |= {member.id: Member(member.id, member.address, member.az, member.roles) for member in node.members.value}
     return View(node.id, leader.uuid if leader else None, frozenset(known.values()))
+
+
+def view_from(status: Mapping[str, Any]) -> View:
+    """What the leader's `/.lbc/status` says."""
+    members = [
+        Member(UUID(member["id"]), member["address"], member["az"], tuple(member["roles"]))
+        for member in status["members"]["members"]
+    ]
+    return View(None, UUID(status["leader"]["uuid"]) if status["leader"] else None, frozenset(members))
 
 
 def members_table(view: View) -> Table:

@@ -1,4 +1,4 @@
-"""`lbc status`, `lbc sql` and `lbc log`: they read the store and join nothing."""
+"""`lbc status`, `lbc sql` and `lbc log` read the store, `lbc members` asks the leader; none joins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from typing import Any
 from rich.text import Text
 
 from littlebigcluster.cli import text
+from littlebigcluster.cli.members import members_table, view_from
 from littlebigcluster.cluster import Cluster, LogEntry, Status
 from littlebigcluster.epochs import Leader
+
+
+async def show_members(cluster: Cluster, *, as_json: bool) -> None:
+    """Print the members, as the leader tells them."""
+    status = await cluster.ask_leader("GET", "/.lbc/status")
+    if as_json:
+        print(text.json_line(status["members"]))
+    else:
+        text.show(members_table(view_from(status)))
 
 
 async def show_status(cluster: Cluster, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
+from littlebigcluster.cluster.outside import ask_leader
 from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.net import ASGIApp
@@ -134,6 +135,14 @@ class Cluster:
         """`async with cluster.head() as head` restores the newest state to a temporary place, to be read there
         without joining. Raises what `status` raises."""
         return inspect.head(self._store, expected_id=self._id, clock=self._clock)
+
+    async def ask_leader(self, method: str, path: str, value: Any = None) -> Any:
+        """The JSON that the present leader answers to a request, without joining: "GET", "/.lbc/status" for example.
+
+        Raises NotLeader when nobody leads, PeerUnavailable, RequestTimeout, LbcError when it refuses; and what
+        `status` raises.
+        """
+        return await ask_leader(self._store, method, path, value, expected_id=self._id, clock=self._clock)
 
 
 class Join:

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
@@ -24,7 +24,7 @@ from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.cluster.writing import Writing
 from littlebigcluster.database import StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import LbcError, StoreUnavailable, plain_errors
+from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable, plain_errors
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
@@ -33,7 +33,8 @@ from littlebigcluster.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+STEPPED_DOWN_SECONDS = 5.0
+"""So long a node that has stepped down leaves the leadership to others."""
 
 
 class Node(Writing, Reading):
@@ -124,6 +125,25 @@ class Node(Writing, Reading):
         `same_az="only"` never leaves the zone. The connections are open from the first call on.
         """
         return self._clients.role(role, same_az)
+
+    async def step_down(self, *, to: UUID | None = None) -> None:
+        """Hand the leadership over, and stay as a standby; what was written so far is finished first.
+
+        `to` is the id of a member that can lead (default: the one with the lowest lag, of another zone if there is
+        one). When nobody takes it this node leads again. Raises NotLeader, ValueError.
+        """
+        leadership, presence = self._leadership, self._presence
+        if leadership is None or presence is None:
+            raise NotLeader("this node does not lead", leader=self.leader.value)
+        if to is not None:
+            member = self.members.value.get(to)
+            if member is None or not member.can_lead or to == self.id:
+                raise ValueError(f"{to} is not another member that can lead")
+        if any(member.can_lead and member.id != self.id for member in self.members.value):
+            self._follower.abstain(STEPPED_DOWN_SECONDS)
+        presence.hand_over(to, leaving=False)
+        leadership.stop()
+        await self._leads.until(lambda leads: not leads)
 
     # -- what others see -----------------------------------------------------------------------------------------
 
@@ -292,7 +312,7 @@ class Node(Writing, Reading):
         self._stopping = True
         if self._leadership is not None:
             if self._presence is not None:
-                self._presence.hand_over()
+                self._presence.hand_over(leaving=True)
             self._leadership.stop()
             await asyncio.wait([main], timeout=seconds(self.settings.shutdown_timeout))
         else:

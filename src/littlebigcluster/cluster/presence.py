@@ -58,11 +58,12 @@ class Presence:
         """The leader's own description has changed."""
         self._roster.describe(me)
 
-    def hand_over(self) -> None:
-        """The leadership is about to be released, and this node leaves: the others are told who shall claim."""
-        successor = self._choose_successor()
-        self._roster.leave()
-        self._send_members()
+    def hand_over(self, to: UUID | None = None, *, leaving: bool) -> None:
+        """The leadership is about to be released, and maybe this node leaves: the others are told who shall claim."""
+        successor = to or self._choose_successor()
+        if leaving:
+            self._roster.leave()
+            self._send_members()
         self._feed.publish(frames.pack_json(frames.GOODBYE, {"successor": str(successor) if successor else None}))
 
     def _choose_successor(self) -> UUID | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, serve_write
+from littlebigcluster.errors import NotLeader
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send
 from littlebigcluster.net.routes import send_answer
 
@@ -51,6 +53,7 @@ class Service:
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
         self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
+        self._router.add("POST", "/.lbc/step-down", self._step_down)
         self._router.add("POST", "/.lbc/leave", lambda request: self._leading().leave(request))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,6 +107,16 @@ class Service:
 
     async def _leads(self, request: Request) -> Answer:
         self._leading()
+        return Answer.json({})
+
+    async def _step_down(self, request: Request) -> Answer:
+        try:
+            to = (await request.json()).get("to")
+            await self._node.step_down(to=None if to is None else UUID(to))
+        except NotLeader as error:
+            raise Refused(503, str(error)) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Refused(400, str(error)) from None
         return Answer.json({})
 
     async def _status(self, request: Request) -> Answer:
