@@ -141,6 +141,7 @@ async def test_writes_in_flight_survive_a_failover_and_are_done_once(cluster: Cl
 
             writers = [asyncio.create_task(write(start)) for start in range(10)]
             await follower.epoch.until(lambda epoch: epoch > 10, timeout=10)
+            await second.members.until(lambda members: len(members) == 3, timeout=10)
             await second.step_down()
             await third.wait_until_leader(timeout=20)
             count = len(written)
