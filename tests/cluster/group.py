@@ -64,18 +64,25 @@ class Group:
         """Gone without a word: nothing is released, no goodbye is said."""
         joining = self._joins.pop(node)
         joining._main.remove_done_callback(joining._on_end)
-        node._end_presence = _nothing  # type: ignore[method-assign]
         joining._main.cancel()
         await asyncio.wait([joining._main])
         await node._close()
         joining._directory.close()
 
+    async def unfeed(self, node: Node, leader: Node) -> None:
+        """All streams end, and that of this node is not made again."""
+
+        def refuse(address: str) -> Client:
+            raise ValueError(f"{address} is out of reach")
+
+        node._reporter._connect = refuse
+        assert leader._presence is not None
+        leader._presence._feed.end()
+        await eventually(lambda: not node._reporter.connected.value)
+
     async def close(self) -> None:
         for node in list(self._joins):
             await self.leave(node)
-
-
-async def _nothing() -> None: ...
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,10 @@ class Relay:
         """From now on nothing passes, in either direction, and nobody is told."""
         self._flowing.clear()
 
+    def flow(self) -> None:
+        """Everything passes again."""
+        self._flowing.set()
+
     def cut(self) -> None:
         """Break all connections."""
         for writer in self._writers:

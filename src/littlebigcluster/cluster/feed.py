@@ -38,6 +38,7 @@ class Subscriber:
         self._waiting_bytes += len(frame)
         if self._waiting_bytes > MAX_WAITING_BYTES:
             self._waiting.clear()
+            self._waiting_bytes = 0
             self._ended = True
         self._woken.set()
 

@@ -182,6 +182,7 @@ class Follower:
         logger.warning("restoring from the store: %s", reason)
         await self._local.replace()
         self._offered.clear()
+        self._look_at = self._clock.monotonic()  # something may have been handed over meanwhile
         self._view = self._begin()
         self._on_epoch(self._local.metadata)
 
