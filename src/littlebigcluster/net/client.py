@@ -22,7 +22,15 @@ from wreq.tls import CertStore, Identity, TlsVersion
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import PeerUnavailable, RequestTimeout
 from littlebigcluster.net.resets import ResetBudget
-from littlebigcluster.net.responses import LIBRARY_ERRORS, Response, StreamResponse, failure, headers_of, too_late
+from littlebigcluster.net.responses import (
+    LIBRARY_ERRORS,
+    Response,
+    StreamResponse,
+    failure,
+    given_back,
+    headers_of,
+    too_late,
+)
 from littlebigcluster.net.tls import NodeIdentity
 
 Body = bytes | AsyncIterator[bytes] | None
@@ -61,6 +69,7 @@ class Client:
         self._pings = (ping_seconds, ping_timeout_seconds)
         self._headers = dict(headers or {})
         self._library = self._open(tls)
+        self._clock = clock
         self._resets = ResetBudget(clock)
         self._in_flight = 0
         """Requests that would each cost a reset if they were given up."""
@@ -81,6 +90,9 @@ class Client:
         Raises RequestTimeout when it is not complete in time, PeerUnavailable when the peer cannot be reached or
         the connection broke, ValueError for a method, path or header that is not allowed. What an asynchronous
         `body` raises comes out as it is.
+
+        A request that met a closing connection, and that the peer has certainly not begun with, is sent once more,
+        unless its `body` is asynchronous.
         """
         uploads = body is not None and not isinstance(body, bytes)
         if not uploads and self._resets.left() <= self._in_flight:
@@ -204,7 +216,7 @@ class Client:
         verb: Method | None = getattr(Method, method, None)
         if verb is None or not path.startswith("/"):
             raise ValueError(f"not a request: {method!r} {path!r}")
-        options: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+        options: dict[str, Any] = {}
         upload = None
         if isinstance(body, bytes):
             options["body"] = body
@@ -213,14 +225,22 @@ class Client:
             options["body"] = upload.pieces()
         if headers or self._headers:
             options["headers"] = {**self._headers, **(headers or {})}
-        try:
-            return await self._library.request(verb, self.base_url + path, **options)
-        except LIBRARY_ERRORS as error:
-            if upload is not None and upload.error is not None:
-                raise upload.error from None
-            raise failure(where, error, timeout, begun=False) from None
-        except (BuilderError, RuntimeError) as error:
-            raise ValueError(f"{where}: {str(error)[:200]}") from None
+        give_up_at = None if timeout is None else self._clock.monotonic() + timeout
+        again = upload is None
+        while True:
+            if give_up_at is not None:
+                options["timeout"] = timedelta(seconds=max(give_up_at - self._clock.monotonic(), 0))
+            try:
+                return await self._library.request(verb, self.base_url + path, **options)
+            except LIBRARY_ERRORS as error:
+                if upload is not None and upload.error is not None:
+                    raise upload.error from None
+                # The library itself does this for some such requests only, not for the first of a connection.
+                if not (again and given_back(error)) or self._closed:
+                    raise failure(where, error, timeout, begun=False) from None
+                again = False
+            except (BuilderError, RuntimeError) as error:
+                raise ValueError(f"{where}: {str(error)[:200]}") from None
 
     def _raise_if_closed(self, method: str, path: str) -> None:
         """The library ends what is in flight on a closed client as if the caller's task had been cancelled."""

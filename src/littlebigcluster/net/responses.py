@@ -20,9 +20,14 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
     if isinstance(value := getattr(wreq.exceptions, name), type) and value is not BuilderError
 )
 
-# The library tells in its message only whether the request had left. "Connect": there was no connection.
-# "Canceled": the connection gave the request back unsent. (A URL in the message has no raw blanks.)
-_NEVER_SENT = re.compile(r"source: Error \{ kind: (Connect|Canceled)\b")
+# The library tells in its message only what became of the request. (A URL in the message has no raw blanks.)
+_NO_CONNECTION = re.compile(r"source: Error \{ kind: Connect\b")
+# "Canceled": the connection closed before the request was written to it. The others are the peer's word that it
+# did not begin with the request: its number is above the last one that a closing peer takes, or it was refused.
+_GIVEN_BACK = re.compile(
+    r"source: Error \{ kind: (Canceled\b|SendRequest, source: Some\(\S+\(Http2, Error \{ kind: "
+    r'(GoAway\(b"[^"]*", NO_ERROR, Remote\)|Reset\(StreamId\(\d+\), REFUSED_STREAM, Remote\)))'
+)
 _OUT_OF_TIME = re.compile(r"source: TimedOut \}")
 _URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
 
@@ -87,13 +92,18 @@ def headers_of(response: wreq.Response) -> dict[str, str]:
     return {str(name, "ascii"): str(value, "latin-1") for name, value in response.headers}
 
 
+def given_back(error: Exception) -> bool:
+    """Whether there was a connection, but it was closing, and the peer has certainly not begun with the request."""
+    return _GIVEN_BACK.search(str(error)) is not None
+
+
 def failure(where: str, error: Exception, timeout: float | None = None, *, begun: bool) -> LbcError:
     """What an error of the library means to the caller. `begun` is whether an answer had begun to come."""
     message = str(error)
     if _OUT_OF_TIME.search(message):
         return too_late(where, timeout)
     reason = _URL_IN_MESSAGE.sub("", message)[:300]
-    sent = begun or not _NEVER_SENT.search(message)
+    sent = begun or not (_NO_CONNECTION.search(message) or _GIVEN_BACK.search(message))
     return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent)
 
 
