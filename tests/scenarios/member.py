@@ -104,10 +104,11 @@ async def write(node: Any, store: Deadly, arguments: argparse.Namespace) -> None
             await asyncio.sleep(0.02)
             continue
         try:
-            await node.execute(TABLE)
+            # Transactions, because statements would travel to another leader.
+            await node.transaction(lambda db: db.execute(TABLE) and None)
             store.armed = operation >= arguments.first + arguments.after
             say("begin", operation)
-            done = await node.execute(INSERT, (operation,))
+            done = await node.transaction(lambda db, operation=operation: db.execute(INSERT, (operation,)) and None)
             say("done", operation, done.epoch)
         except OutcomeUnknown:
             say("unknown", operation)

@@ -78,7 +78,7 @@ async def test_in_an_outage_reads_go_on_and_writes_wait_and_all_resumes_by_itsel
         await s.check()
         network.outage(hang=hang)
         waiting = asyncio.create_task(s.recorder.write(a.node))
-        end = asyncio.get_running_loop().time() + 3.0
+        end = asyncio.get_running_loop().time() + 2.0
         while asyncio.get_running_loop().time() < end:
             for actor in (a, b, c):
                 assert len((await s.recorder.read(actor.node)).rows) == 3
