@@ -17,6 +17,12 @@ from littlebigcluster.store import Store, Unresolved, put_if_absent
 LIFETIME = timedelta(days=7)
 """Of a node's certificate. It is renewed long before."""
 
+LOOK_SECONDS = 600.0
+"""Between two looks of a node whether the authority was rotated, or its certificate is to be renewed."""
+
+SETTLED_SECONDS = 3 * LOOK_SECONDS
+"""A new authority signs when it is older than this: before, there may be nodes that do not trust it yet."""
+
 _DEADLINE_SECONDS = 30.0
 
 
@@ -27,10 +33,17 @@ class Authorities:
     all: Sequence[Authority]
     numbers: Sequence[int]
 
+    def signer(self, clock: Clock) -> Authority:
+        """The newest one that all nodes know by now. By the time of day: when clocks differ by more than the margin,
+        nodes may refuse each other for a while, and go on over the store."""
+        settled = timedelta(seconds=SETTLED_SECONDS)
+        known = (each for each in self.all if clock.now() - each.created_at >= settled)
+        return next(known, self.all[-1])
+
     def mint(self, node: UUID, hosts: Sequence[str], clock: Clock) -> NodeIdentity:
-        """A certificate for a node. During a rotation all authorities are trusted, and the newest signs."""
-        newest, *others = self.all
-        return newest.mint(str(node), hosts, LIFETIME, clock, trust=others)
+        """A certificate for a node. During a rotation all authorities are trusted."""
+        signer = self.signer(clock)
+        return signer.mint(str(node), hosts, LIFETIME, clock, trust=[each for each in self.all if each is not signer])
 
 
 async def create_authority(store: Store, cluster_id: str, number: int, *, clock: Clock) -> None:
@@ -59,7 +72,8 @@ async def load_authorities(store: Store) -> Authorities:
 
 
 async def rotate_authority(store: Store, cluster_id: str, *, clock: Clock) -> int:
-    """Make a new authority beside the present ones; returns its number. Nodes trust it when they look next.
+    """Make a new authority beside the present ones; returns its number. Nodes trust it when they look next, and let
+    it sign when `SETTLED_SECONDS` are over. After another `LOOK_SECONDS` nobody needs the former one any more.
 
     Raises CorruptLog, StoreUnavailable.
     """

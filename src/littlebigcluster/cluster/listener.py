@@ -9,6 +9,7 @@ import weakref
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import certificates
 from littlebigcluster.cluster.certificates import LIFETIME, Authorities, load_authorities
 from littlebigcluster.cluster.description import Description, host_and_port
 from littlebigcluster.errors import LbcError
@@ -26,9 +27,6 @@ from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
-
-LOOK_SECONDS = 600.0
-"""Between two looks whether the authority was rotated, or the certificate is to be renewed."""
 
 _STOP_SECONDS = 3.0
 
@@ -97,7 +95,7 @@ class Listener:
     async def renew(self) -> None:
         """Follow rotations of the authority, and renew the certificate long before it ends. Until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(certificates.LOOK_SECONDS)
             if self._authorities is None or self._server is None or self._identity is None:
                 return
             try:
@@ -107,6 +105,7 @@ class Listener:
                 continue
             if (
                 authorities.numbers != self._authorities.numbers
+                or authorities.signer(self._clock) != self._signer
                 or self._identity.not_after - self._clock.now() < LIFETIME / 2
             ):
                 self._authorities = authorities
@@ -122,6 +121,7 @@ class Listener:
 
     def _mint(self) -> NodeIdentity:
         assert self._authorities is not None
+        self._signer = self._authorities.signer(self._clock)
         return self._authorities.mint(self._node, self._hosts, self._clock)
 
     def _refuse_clear_text(self, host: str) -> None:

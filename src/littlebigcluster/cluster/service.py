@@ -9,7 +9,8 @@ from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, serve_write
 from littlebigcluster.errors import NotLeader
-from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send
+from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, peer_name
+from littlebigcluster.net.lifespan import live_as_one
 from littlebigcluster.net.routes import send_answer
 
 if TYPE_CHECKING:
@@ -58,12 +59,11 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            if self._app is not None:
-                await self._app(scope, receive, send)
+            await self._live(scope, receive, send)
             return
         path = scope["path"]
         if _meant_for(scope) not in (None, str(self._node.id)):
-            await _refuse(send, 421, {"error": f"this is node {self._node.id}"})
+            await _refuse(scope, send, 421, {"error": f"this is node {self._node.id}"})
         elif path.startswith("/.lbc/"):
             await self._own(scope, receive, send)
         elif self._leader_app is not None and (self._app is None or _below(path)):
@@ -72,19 +72,29 @@ class Service:
             scope.setdefault("state", {})["lbc"] = self._node
             await self._app(scope, receive, send)
         else:
-            await _refuse(send, 404, {"error": "this node serves no application"})
+            await _refuse(scope, send, 404, {"error": "this node serves no application"})
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The lifespan of the application, or of both of them as one."""
+        apps = [app for app in (self._app, self._leader_app) if app is not None]
+        if len(apps) == 1:
+            await apps[0](scope, receive, send)
+        elif apps:
+            await live_as_one(apps, scope, receive, send)
 
     async def _own(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, _MAX_BODY_BYTES)
-        if self._members_only and request.peer is None:
-            await _refuse(send, 401, {"error": "only members of the cluster may ask this; show a certificate"})
-            return
-        await self._router(scope, receive, send)
+        if self._members_only and peer_name(scope) is None:
+            why = "only members of the cluster may ask this; show a certificate"
+            await _refuse(scope, send, 401, {"error": why})
+        elif scope["type"] == "http":
+            await self._router(scope, receive, send)
+        else:
+            await _refuse(scope, send, 404, {})
 
     async def _for_leader(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._node.is_leader:
             leader = self._leader()
-            await _refuse(send, 503, {"error": _NOT_LEADING, "leader": leader}, _elsewhere(leader))
+            await _refuse(scope, send, 503, {"error": _NOT_LEADING, "leader": leader}, _elsewhere(leader))
             return
         assert self._leader_app is not None
         scope.setdefault("state", {})["lbc"] = self._node
@@ -139,5 +149,8 @@ def _below(path: str) -> bool:
     return path == LEADER_PATH or path.startswith(LEADER_PATH + "/")
 
 
-async def _refuse(send: Send, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
     await send_answer(Answer.json(value, status, headers), send)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-from littlebigcluster.net.asgi import ASGIApp, Message
+from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
 
 _log = logging.getLogger(__name__)
+
+_SHUTDOWN_SECONDS = 2.0
 
 
 class Lifespan:
@@ -77,3 +80,25 @@ class Lifespan:
             self._task.cancel()
             await asyncio.wait((self._task,))
             self._task = None
+
+
+async def live_as_one(apps: Sequence[ASGIApp], scope: Scope, receive: Receive, send: Send) -> None:
+    """The lifespans of several applications as one; they share the state."""
+    lives = [Lifespan(app) for app in apps]
+    await receive()
+    try:
+        for life in lives:
+            await life.startup()
+            scope["state"].update(life.state)
+    except RuntimeError as error:
+        await _end_all(lives)
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await _end_all(lives)
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _end_all(lives: Sequence[Lifespan]) -> None:
+    await asyncio.gather(*(life.shutdown(_SHUTDOWN_SECONDS) for life in lives))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -13,6 +14,9 @@ from littlebigcluster.net.asgi import Receive, Scope, Send
 from littlebigcluster.net.tls import PeerName, peer_name
 
 JSON = {"content-type": "application/json"}
+
+BODY_SECONDS = 30.0
+"""A body that is read as a whole has to be complete after so long."""
 
 
 class Refused(Exception):
@@ -37,6 +41,10 @@ class Answer:
     def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
         body = json.dumps(value, separators=(",", ":")).encode()
         return cls(body, status, {**JSON, **(headers or {})})
+
+
+class ClientLeft(ConnectionError):
+    """Nobody waits for the answer any more."""
 
 
 class Request:
@@ -69,29 +77,34 @@ class Request:
         return {name: each[-1] for name, each in values.items()}
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes, without a limit. Ends early, with ConnectionError, when the client leaves."""
+        """The body as it comes, without a limit. Ends early, with ClientLeft, when the client leaves."""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ConnectionError("the client left")
+                raise ClientLeft("the client left")
             if body := message.get("body"):
                 yield body
             if not message.get("more_body"):
                 return
 
     async def body(self, *, max_bytes: int | None = None) -> bytes:
-        """The whole body. Raises Refused (413) when it is larger than `max_bytes`, or else the router's limit."""
+        """The whole body. Raises Refused: 413 when it is larger than `max_bytes`, or else the router's limit, 408
+        when it takes too long to come."""
         limit = self._max_body_bytes if max_bytes is None else max_bytes
         parts, size_bytes = [], 0
-        async for chunk in self.chunks():
-            size_bytes += len(chunk)
-            if size_bytes > limit:
-                raise Refused(413, f"the body is larger than {limit} bytes")
-            parts.append(chunk)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in self.chunks():
+                    size_bytes += len(chunk)
+                    if size_bytes > limit:
+                        raise Refused(413, f"the body is larger than {limit} bytes")
+                    parts.append(chunk)
+        except TimeoutError:
+            raise Refused(408, f"the body was not complete after {BODY_SECONDS:g} s") from None
         return b"".join(parts)
 
     async def json(self, *, max_bytes: int | None = None) -> dict[str, Any]:
-        """The body, a JSON object. Raises Refused: 400 when it is none, 413 as `body`."""
+        """The body, a JSON object. Raises Refused: 400 when it is none, and as `body`."""
         try:
             value = json.loads(await self.body(max_bytes=max_bytes))
         except (ValueError, RecursionError):
@@ -128,6 +141,8 @@ class Router:
             answer = await self._handler(scope)(Request(scope, receive, self._max_body_bytes))
         except Refused as refusal:
             answer = Answer.json({"error": refusal.reason}, refusal.status, refusal.headers)
+        except ClientLeft:
+            return
         await send_answer(answer, send)
 
     def _methods(self, path: str) -> dict[str, Handler] | None:

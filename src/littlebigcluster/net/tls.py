@@ -128,6 +128,10 @@ class Authority:
         return x509.load_pem_x509_certificate(self.cert_pem.encode())
 
     @property
+    def created_at(self) -> datetime:
+        return self.certificate.not_valid_before_utc + BACKDATED
+
+    @property
     def not_after(self) -> datetime:
         return self.certificate.not_valid_after_utc
 
