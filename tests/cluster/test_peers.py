@@ -14,11 +14,11 @@ import pytest
 
 from littlebigcluster import LbcError, Leader, Node, NoMember, PeerUnavailable, RequestTimeout, Watch
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import listener
+from littlebigcluster.cluster import certificates
 from littlebigcluster.cluster.certificates import rotate_authority
 from littlebigcluster.cluster.clients import LeaderClient
 from littlebigcluster.cluster.peers import Peer
-from littlebigcluster.net import Receive, Scope, Send, Server, peer_name
+from littlebigcluster.net import Receive, Scope, Send, Server
 from tests.cluster.group import Group, eventually, group, within
 from tests.net.relay import Relay
 from tests.scenarios.stage import WAIT
@@ -48,7 +48,6 @@ class App:
                 await send({"type": "http.response.body", "body": str(node.id).encode(), "more_body": True})
                 await asyncio.sleep(0.02)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        peer = peer_name(scope)
         body = b""
         while (message := await receive()).get("more_body"):
             body += message["body"]
@@ -56,7 +55,7 @@ class App:
             "id": str(node.id),
             "from": headers.get("x-lbc-from"),
             "to": headers.get("x-lbc-to"),
-            "authority": peer and peer.authority,
+            "certificate": scope["extensions"]["tls"]["client_cert_chain"][0],
             "body": (body + message.get("body", b"")).decode(),
         }
         await send({"type": "http.response.start", "status": 503 if path == "/busy" else 200, "headers": []})
@@ -89,13 +88,15 @@ async def behind_relay(nodes: Group, **join: Any) -> AsyncIterator[tuple[Node, R
         yield node, relay
 
 
-async def kill(nodes: Group, node: Node) -> None:
-    """Whatever is under way breaks, and nobody is told anything."""
-    await stop_serving(node)
-    await nodes.crash(node)
+def break_off(relay: Relay) -> None:
+    """Whatever is under way breaks, and new connections are refused."""
+    assert relay._server is not None
+    relay._server.close()
+    relay.cut()
 
 
 async def stop_serving(node: Node) -> None:
+    """No goodbye is said, so that the node stays a member until it was silent for long."""
     assert node._listener._server is not None
     await node._listener._server.stop(0)
 
@@ -192,23 +193,25 @@ async def test_requests_go_on_through_a_switchover(nodes: Group, app: App) -> No
 
 
 async def test_what_is_safe_is_repeated_when_the_leader_dies(nodes: Group, app: App) -> None:
-    first, second = await nodes.leader(app=app), await nodes.node(can_lead=True, app=app)
-    follower = await nodes.node()
-    await follows(follower, first)
-    get = asyncio.create_task(follower.leader_client.get_json("/hang"))
-    post = asyncio.create_task(follower.leader_client.post("/hang", b"once"))
-    await eventually(lambda: app.count(first, "/hang") == 2)
-    await kill(nodes, first)
-    with pytest.raises(PeerUnavailable) as caught:
-        await within(post)
-    assert caught.value.sent
-    never_sent = asyncio.create_task(follower.leader_client.post_json("/who", "x"))
-    await second.wait_until_leader(timeout=WAIT)
-    app.released.set()
-    assert (await within(get))["id"] == str(second.id)
-    assert (await within(never_sent))["id"] == str(second.id)
-    assert app.count(second, "/hang") == 1, "the POST is not repeated"
-    assert app.count(first, "/who") + app.count(second, "/who") == 1
+    async with behind_relay(nodes, can_lead=True, app=app) as (first, relay):
+        await first.wait_until_leader(timeout=WAIT)
+        second, follower = await nodes.node(can_lead=True, app=app), await nodes.node()
+        await follows(follower, first)
+        get = asyncio.create_task(follower.leader_client.get_json("/hang"))
+        post = asyncio.create_task(follower.leader_client.post("/hang", b"once"))
+        await eventually(lambda: app.count(first, "/hang") == 2)
+        break_off(relay)
+        with pytest.raises(PeerUnavailable) as caught:
+            await within(post)
+        assert caught.value.sent
+        never_sent = asyncio.create_task(follower.leader_client.post_json("/who", "x"))
+        await nodes.crash(first)
+        await second.wait_until_leader(timeout=WAIT)
+        app.released.set()
+        assert (await within(get))["id"] == str(second.id)
+        assert (await within(never_sent))["id"] == str(second.id)
+        assert app.count(second, "/hang") == 1, "the POST is not repeated"
+        assert app.count(first, "/who") + app.count(second, "/who") == 1
 
 
 async def test_a_leader_behind_a_silent_network_is_left_within_seconds(nodes: Group, app: App) -> None:
@@ -250,7 +253,8 @@ async def test_a_refusal_is_followed_even_by_a_post(nodes: Group, app: App) -> N
     await follows(second, first)
     async with leader_client_of(second, Leader(first.id, first.address, "")) as client:
         assert (await client.post_json("/who", 1))["id"] == str(first.id)
-        first._leadership.stop()  # type: ignore[union-attr]  # it lives on, and names the next one when asked
+        await first.members.until(lambda members: members.get(second.id), timeout=WAIT)
+        await first.step_down(to=second.id)  # it lives on, and names the next one when asked
         await second.wait_until_leader(timeout=WAIT)
         assert (await within(client.post_json("/who", 2)))["body"] == "2"
         assert (await client.post_json("/who", 3))["id"] == str(second.id)
@@ -395,19 +399,21 @@ async def test_a_dead_member_is_skipped_and_comes_back(nodes: Group, app: App) -
         await again.stop(0)
 
 
-async def test_a_post_that_may_have_arrived_is_not_repeated_elsewhere(nodes: Group, app: App) -> None:
-    leader = await nodes.leader()
-    workers = [await nodes.node(roles=["worker"], app=app) for _ in range(2)]
-    await knows(leader, "worker", *workers)
-    client = leader.client("worker")
-    call = asyncio.create_task(client.post("/hang"))
-    await eventually(lambda: sum(app.count(worker, "/hang") for worker in workers))
-    (busy,) = (worker for worker in workers if app.count(worker, "/hang"))
-    await stop_serving(busy)
-    with pytest.raises(PeerUnavailable) as caught:
-        await within(call)
-    assert caught.value.sent
-    assert sum(app.count(worker, "/hang") for worker in workers) == 1
+@pytest.mark.parametrize(("method", "failures"), [("GET", 0), ("POST", 1)])
+async def test_only_what_is_idempotent_is_repeated_elsewhere_when_it_may_have_arrived(
+    nodes: Group, app: App, method: str, failures: int
+) -> None:
+    leader, steady = await nodes.leader(), await nodes.node(roles=["worker"], app=app)
+    async with behind_relay(nodes, roles=["worker"], app=app) as (dying, relay):
+        await knows(leader, "worker", steady, dying)
+        calls = [asyncio.create_task(leader.client("worker").request(method, "/hang")) for _ in range(2)]
+        await eventually(lambda: app.count(steady, "/hang") and app.count(dying, "/hang"))
+        relay.cut()
+        app.released.set()
+        answers = await within(asyncio.gather(*calls, return_exceptions=True))
+        failed = [answer for answer in answers if isinstance(answer, PeerUnavailable)]
+        assert [error.sent for error in failed] == [True] * failures
+        assert app.count(steady, "/hang") == 2 - failures
 
 
 async def test_when_all_members_are_dead_the_last_failure_is_told(nodes: Group, app: App) -> None:
@@ -542,11 +548,11 @@ async def test_cancelling_a_request_leaves_the_client_usable(nodes: Group, app: 
 
 
 async def test_open_clients_show_a_renewed_certificate(nodes: Group, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.1)
     leader, follower = await nodes.leader(app=app), await nodes.node()
     client = follower.leader_client
-    former = (await client.get_json("/who"))["authority"]
+    former = (await client.get_json("/who"))["certificate"]
     await rotate_authority(nodes.store, leader.cluster_id, clock=Clock())
     async with asyncio.timeout(WAIT):
-        while (await client.get_json("/who"))["authority"] == former:
+        while (await client.get_json("/who"))["certificate"] == former:
             pass
