@@ -1,0 +1,353 @@
+"""Who gets in between nodes, what is never told to anybody, and how the authority changes while all goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import ssl
+import traceback
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from littlebigcluster import Node, NodeSettings
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import certificates
+from littlebigcluster.cluster.certificates import Authorities, load_authorities, rotate_authority
+from littlebigcluster.epochs import codec, names
+from littlebigcluster.errors import CorruptLog, PeerUnavailable, RequestTimeout
+from littlebigcluster.net import Authority, Client, NodeIdentity, bundle
+from tests.cluster.group import Group, all_fed, eventually, group, identity
+
+QUIET = {"leader_timeout": 20.0}
+HOUR = timedelta(hours=1)
+PATHS = ["/.lbc/status", "/.lbc/ping", "/", "/leader"]
+
+
+class Shifted(Clock):
+    """Another time of day."""
+
+    def __init__(self, by: timedelta) -> None:
+        super().__init__()
+        self._by = by
+
+    def now(self) -> datetime:
+        return super().now() + self._by
+
+
+@pytest.fixture
+async def g() -> AsyncIterator[Group]:
+    async with group() as made:
+        yield made
+
+
+async def get(node: Node, tls: NodeIdentity | None, path: str = "/.lbc/status") -> int:
+    async with Client(f"https://{node.address}", tls=tls, clock=Clock(), connect_timeout_seconds=1) as client:
+        return (await client.request("GET", path, timeout=3)).status
+
+
+async def trusted(g: Group) -> list[Authority]:
+    return list((await load_authorities(g.store)).all)
+
+
+# -- who gets in ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_member_gets_in(g: Group) -> None:
+    a = await g.leader(settings=QUIET)
+    assert await get(a, await identity(g.store, "x")) == 200
+
+
+async def test_strangers_get_nowhere(g: Group, caplog: pytest.LogCaptureFixture) -> None:
+    a = await g.leader(settings=QUIET)
+    clock, ours = Clock(), await trusted(g)
+    other_cluster = Authority.create("lol", clock).mint("x", ["127.0.0.1"], HOUR, clock, trust=ours)
+    expired = expired_identity(ours[0])
+    self_signed = Authority.create("lol", clock)
+    alone = NodeIdentity(self_signed.cert_pem, self_signed.key_pem, bundle(ours), clock.now())
+    for stranger in (other_cluster, expired, alone):
+        for path in PATHS:
+            with pytest.raises((PeerUnavailable, RequestTimeout)) as caught:
+                await get(a, stranger, path)
+            assert "PRIVATE" not in str(caught.value)
+    assert await get(a, await identity(g.store, "x")) == 200
+    assert (await a.execute("INSERT INTO job VALUES (1)")).epoch > 0
+
+
+def expired_identity(authority: Authority) -> NodeIdentity:
+    yesterday = Shifted(-timedelta(hours=20))
+    tls = authority.mint("x", ["127.0.0.1"], HOUR, yesterday)
+    assert tls.not_after < Clock().now()
+    return tls
+
+
+async def test_without_a_certificate_nothing_is_told(g: Group) -> None:
+    a = await g.leader(settings=QUIET)
+    host, port = a.address.split(":")
+    context = ssl.create_default_context(cadata=bundle(await trusted(g)))
+    context.set_alpn_protocols(["h2"])
+    answer = b""
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        async with asyncio.timeout(5):
+            reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+            try:
+                writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+                await writer.drain()
+                answer = await reader.read()
+            finally:
+                writer.transport.abort()
+    assert answer == b""
+
+
+@pytest.mark.parametrize(
+    "first", [b"GET /.lbc/status HTTP/1.1\r\nhost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+async def test_plain_text_gets_nowhere(g: Group, first: bytes) -> None:
+    a = await g.leader(settings=QUIET)
+    host, port = a.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(first + bytes(64))
+        async with asyncio.timeout(5):
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                answer = await reader.read()
+        assert len(answer) < 32, "a TLS alert at most"
+        assert b"lol" not in answer
+    finally:
+        writer.transport.abort()
+    with pytest.raises((PeerUnavailable, RequestTimeout)):
+        async with Client(f"http://{a.address}", tls=None, clock=Clock()) as client:
+            await client.request("GET", "/.lbc/status", timeout=3)
+
+
+async def test_members_do_not_talk_to_a_node_of_another_cluster_at_a_members_address(g: Group) -> None:
+    async with group() as other:
+        a = await g.leader(settings=QUIET)
+        stranger = await other.leader(settings=QUIET)
+        client = a._listener.connect(stranger.address)
+        with pytest.raises(PeerUnavailable) as caught:
+            await client.request("GET", "/.lbc/status")
+        assert not caught.value.sent
+        await client.close()
+
+
+async def test_a_member_cannot_speak_in_another_members_name(g: Group) -> None:
+    a = await g.leader(settings=QUIET)
+    b = await g.node(settings=QUIET)
+    await all_fed(b)
+    await eventually(lambda: a.members.value.get(b.id))
+    tls = await identity(g.store, str(Clock().uuid7()))
+    body = json.dumps({"member": b._member().to_json(), "session": b._session}).encode()
+    async with Client(f"https://{a.address}", tls=tls, clock=Clock()) as client:
+        for path in ("/.lbc/feed", "/.lbc/report", "/.lbc/leave"):
+            assert (await client.request("POST", path, body=body)).status == 403
+    await asyncio.sleep(0.6)  # the list goes out twice a second
+    assert a.members.value.get(b.id) is not None
+
+
+async def test_two_nodes_with_one_id_are_refused(g: Group, caplog: pytest.LogCaptureFixture) -> None:
+    a = await g.leader(settings=QUIET)
+    b = await g.node(settings=QUIET)
+    await all_fed(b)
+    body = json.dumps({"member": b._member().to_json(), "session": "another process"}).encode()
+    own = json.dumps({"member": a._member().to_json(), "session": "another process"}).encode()
+    for tls, text in ((b._listener._identity, body), (a._listener._identity, own)):
+        async with Client(f"https://{a.address}", tls=tls, clock=Clock()) as client:
+            for path in ("/.lbc/feed", "/.lbc/report"):
+                answer = await client.request("POST", path, body=text)
+                assert answer.status == 409
+                assert "another node" in answer.json()["error"]
+    b._session = b._reporter._session = "another process"
+    await g.unfeed(b, a)
+    b._reporter._connect = b._listener.connect
+    await eventually(lambda: "409" in caplog.text, "it says why it is not fed")
+    assert caplog.text.count("409") == 1, "once"
+
+
+# -- what nobody is told -----------------------------------------------------------------------------------------------
+
+
+def secrets_of(text: str) -> list[str]:
+    """The lines of private keys, to be looked for."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        inside = (inside or "BEGIN PRIVATE" in line) and "END PRIVATE" not in line
+        if inside and "BEGIN" not in line:
+            lines.append(line)
+    assert lines
+    return lines
+
+
+async def test_keys_show_in_no_text_and_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with group() as g:
+        a = await g.leader(settings={**QUIET, "directory": tmp_path / "a", "snapshot_epochs": 2})
+        b = await g.node(settings={**QUIET, "directory": tmp_path / "b"})
+        await all_fed(b)
+        for _ in range(4):
+            await b.execute("INSERT INTO job VALUES (1)")
+        await eventually(lambda: a._local.since_snapshot.epoch > 0)
+        stranger = Authority.create("lol", Clock()).mint("x", ["127.0.0.1"], HOUR, Clock())
+        errors = []
+        for tls in (stranger, expired_identity((await trusted(g))[0])):
+            try:
+                await get(a, tls)
+            except PeerUnavailable as error:
+                errors.append("".join(traceback.format_exception(error)))
+        assert errors
+        authorities = await load_authorities(g.store)
+        secrets = [
+            line
+            for pem in (authorities.all[0].key_pem, a._listener._identity.key_pem, b._listener._identity.key_pem)  # type: ignore[union-attr]
+            for line in secrets_of(pem)
+        ]
+        damaged = names.authority(2)
+        await g.store.put(damaged, (authorities.all[0].to_json()[:-20]).encode())
+        with pytest.raises(CorruptLog) as caught:
+            await load_authorities(g.store)
+        errors.append("".join(traceback.format_exception(caught.value)))
+        await g.store.delete([damaged])
+        texts = {
+            "repr": repr([authorities, *authorities.all, a._listener._identity, vars(a), vars(a._listener), g.cluster]),
+            "log": caplog.text,
+            "status": json.dumps([a.status(), b.status()]),
+            "errors": "\n".join(errors),
+        }
+        for info in await g.store.list(""):
+            if not info.key.startswith(names.AUTHORITIES):
+                raw = await g.store.get(info.key) or b""
+                texts[info.key] = raw.decode("latin-1") + _decompressed(raw)
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                texts[str(path)] = path.read_bytes().decode("latin-1")
+        for where, text in texts.items():
+            assert not any(secret in text or secret.replace("/", "\\/") in text for secret in secrets), where
+            assert "BEGIN PRIVATE" not in text and "BEGIN EC PRIVATE" not in text, where  # noqa: PT018
+        assert any(where.endswith(".db") for where in texts)
+        with pytest.raises(ValueError):
+            await a.store.get(names.authority(1))
+
+
+def _decompressed(raw: bytes) -> str:
+    try:
+        return codec.decode(raw, name="x").raw.decode("latin-1")
+    except CorruptLog:
+        return ""
+
+
+# -- rotation --------------------------------------------------------------------------------------------------------
+
+
+def issuer(node: Node) -> str:
+    tls = node._listener._identity
+    assert tls is not None
+    return x509.load_pem_x509_certificate(tls.cert_pem.encode()).issuer.rfc4514_string()
+
+
+def test_a_new_authority_does_not_sign_before_all_can_know_it() -> None:
+    before = Shifted(-timedelta(days=1))
+    old, new = Authority.create("lol", before), Authority.create("lol", Clock())
+    both = Authorities([new, old], [2, 1])
+    assert both.signer(Clock()) is old
+    assert both.signer(Shifted(timedelta(seconds=certificates.SETTLED_SECONDS + 1))) is new
+    assert Authorities([new], [2]).signer(Clock()) is new
+    certificate = both.mint(Clock().uuid7(), ["127.0.0.1"], Clock())
+    assert certificate.ca_bundle_pem.count("BEGIN CERTIFICATE") == 2
+
+
+async def test_the_authority_is_changed_while_all_goes_on(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(certificates, "SETTLED_SECONDS", 2.0)
+    a = await g.leader(settings=QUIET)
+    b = await g.node(settings=QUIET)
+    await all_fed(b)
+    before = issuer(a)
+    stop, written = asyncio.Event(), 0
+
+    async def write_on() -> None:
+        nonlocal written
+        while not stop.is_set():
+            await b.execute("INSERT INTO job VALUES (1)", timeout=5)
+            written += 1
+            await asyncio.sleep(0.01)
+
+    writing = asyncio.create_task(write_on())
+    assert await rotate_authority(g.store, "lol", clock=Clock()) == 2
+    newcomer = await g.node(settings=QUIET)
+    await all_fed(newcomer)
+    await eventually(lambda: before not in [issuer(node) for node in (a, b, newcomer)])
+    late = await g.node(settings=QUIET)
+    await all_fed(b, newcomer, late)
+    assert issuer(late) != before
+    new, old = await trusted(g)
+    former = old.mint("x", ["127.0.0.1"], HOUR, Clock(), trust=[new])
+    assert await get(a, former) == 200, "during the change both are trusted"
+    await g.store.delete([names.authority(1)])
+    await eventually(lambda: a._listener._authorities.numbers == [2], "the former is trusted no more")  # type: ignore[union-attr]
+    await asyncio.sleep(0.3)
+    with pytest.raises((PeerUnavailable, RequestTimeout)):
+        await get(a, former)
+    await all_fed(b, newcomer, late)
+    count = written
+    await eventually(lambda: written > count + 5)
+    stop.set()
+    await writing
+    assert await b.read("SELECT count(*) FROM job") == [(written,)]
+
+
+async def test_a_node_cannot_join_without_an_authority(g: Group) -> None:
+    await g.store.delete([names.authority(1)])
+    with pytest.raises(CorruptLog, match="authority"):
+        await g.node()
+
+
+async def test_a_certificate_is_renewed_long_before_it_ends(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.1)
+    a = await g.leader(settings=QUIET)
+    tls = a._listener._identity
+    assert tls is not None
+    await asyncio.sleep(0.4)
+    assert a._listener._identity is tls, "not without need"
+    a._listener._identity = replace(tls, not_after=Clock().now() + timedelta(days=3))
+    await eventually(lambda: a._listener._identity.not_after > tls.not_after - HOUR)  # type: ignore[union-attr]
+    assert await get(a, await identity(g.store, "x")) == 200
+
+
+# -- without TLS -------------------------------------------------------------------------------------------------------
+
+OFF = {**QUIET, "tls": "off"}
+
+
+async def test_without_tls_a_node_says_so_loudly_and_works(g: Group, caplog: pytest.LogCaptureFixture) -> None:
+    a = await g.leader(settings=OFF)
+    assert any("TLS is off" in each.getMessage() and each.levelno >= logging.WARNING for each in caplog.records)
+    b = await g.node(settings=OFF)
+    await all_fed(b)
+    await b.execute("INSERT INTO job VALUES (1)")
+    async with Client(f"http://{a.address}", tls=None, clock=Clock()) as client:
+        assert (await client.request("GET", "/.lbc/status")).status == 200
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "0.0.0.0", "[::]:0", "192.0.2.1:0"])
+async def test_without_tls_only_this_machine_is_served_unless_told_twice(g: Group, address: str) -> None:
+    with pytest.raises(ValueError, match="insecure=True"):
+        await g.node(settings=OFF, address=address)
+
+
+async def test_without_tls_all_are_served_when_told_twice(g: Group) -> None:
+    a = await g.leader(settings={**OFF, "insecure": True}, address="0.0.0.0:0")
+    port = a.address.rsplit(":", 1)[1]
+    async with Client(f"http://127.0.0.1:{port}", tls=None, clock=Clock()) as client:
+        assert (await client.request("GET", "/.lbc/status")).status == 200
+
+
+async def test_the_default_is_tls_for_members_only() -> None:
+    default = NodeSettings()
+    assert (default.tls, default.clients, default.insecure) == ("on", "members", False)
