@@ -32,7 +32,9 @@ def say(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
-def die() -> NoReturn:
+async def die() -> NoReturn:
+    """A moment later, so that an answer that is given too early would get out."""
+    await asyncio.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("alive")
 
@@ -48,10 +50,10 @@ class Deadly(Wrapper):
     async def _request(self, operation: Operation, key: str, send: Callable[[], Awaitable[T]]) -> T:
         deadly = self.armed and operation == "create" and key.endswith(".wal")
         if deadly and self._step == "before-put":
-            die()
+            await die()
         result = await send()
         if deadly and self._step == "after-put":
-            die()
+            await die()
         return result
 
 
@@ -90,7 +92,7 @@ async def write(node: Any, store: Deadly, arguments: argparse.Namespace) -> None
     async def apply_own_and_die(self: LocalCopy, *rest: Any) -> None:
         await apply_own(self, *rest)
         if store.armed:
-            die()
+            await die()
 
     if arguments.die == "after-apply":
         LocalCopy.apply_own = apply_own_and_die  # type: ignore[method-assign]

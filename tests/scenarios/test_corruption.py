@@ -6,12 +6,13 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from littlebigcluster import Cluster, CorruptLog, FormatTooNew, WrongCluster
-from littlebigcluster.epochs import epoch_of, names, survey_all
+from littlebigcluster.epochs import codec, epoch_of, names, survey_all
 from littlebigcluster.epochs.metadata import FORMAT_VERSION
 from littlebigcluster.store import Store
 from tests.epochs.logs import epoch_object, position_of
@@ -83,13 +84,20 @@ async def no_sqlite_inside(store: Store, epoch: int) -> None:
     await store.put(names.wal(epoch), epoch_object(at, content=b"hello"))
 
 
+async def leading_to_another_state(store: Store, epoch: int) -> None:
+    body = await body_of(store, names.wal(epoch))
+    metadata, end = codec.decode_header(body, name=names.wal(epoch))
+    await store.put(names.wal(epoch), codec.encode_header(replace(metadata, state_checksum="0" * 16)) + body[end:])
+
+
 async def a_snapshot_in_its_place(store: Store, epoch: int) -> None:
     await store.put(names.wal(epoch), await body_of(store, names.snapshot(0)))
 
 
 DAMAGES: list[Damage] = [
     truncated, cut_in_its_header, empty, bit_flipped_in_its_content, bit_flipped_in_its_metadata, missing, duplicated,
-    reordered, of_another_cluster, of_another_history, no_sqlite_inside, a_snapshot_in_its_place,
+    reordered, of_another_cluster, of_another_history, no_sqlite_inside, leading_to_another_state,
+    a_snapshot_in_its_place,
 ]  # fmt: skip
 
 
