@@ -128,10 +128,13 @@ async def serve_write(request: Request, run: Run) -> Answer:
     key, kind = value.get("key"), value.get("kind")
     if not isinstance(key, str) or not 16 <= len(key) <= 64 or not isinstance(kind, str):
         raise Refused(400, "a write has a key of 16 to 64 characters and a kind")
-    work = Work(kind, from_json(to_json(value.get("arguments"))))
+    try:
+        work = Work(kind, from_json(to_json(value.get("arguments"))))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Refused(400, f"the arguments of a write cannot be read ({type(error).__name__})") from None
     try:
         done = await run(work, key, MAX_TIMEOUT_SECONDS)
-    except (LbcError, sqlite3.Error, ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+    except Exception as error:  # a procedure may raise anything; the sender is to know
         return Answer.json(_describe(error), status=503 if isinstance(error, NotLeader | StoreUnavailable) else 409)
     return Answer.json({"value": done.value, "epoch": done.epoch})
 

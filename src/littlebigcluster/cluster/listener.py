@@ -75,7 +75,10 @@ class Listener:
             tls=self._identity,
             client_certificates="required" if self._settings.clients == "members" else "optional",
         )
-        await self._server.start()
+        try:
+            await self._server.start()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {format_address(host, port)}: {error.strerror}") from error
         bound_host, bound_port = self._server.address
         self.address = format_address(
             *(advertised or (reachable_host(bound_host) if is_wildcard(bound_host) else bound_host, bound_port))
