@@ -1,0 +1,25 @@
+"""How objects and files are damaged."""
+
+from __future__ import annotations
+
+from littlebigcluster.store import Store
+from tests.scenarios.stage import Stage
+
+
+def wrong_bit(body: bytes, at: int) -> bytes:
+    return body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+
+
+async def body_of(store: Store, name: str) -> bytes:
+    body = await store.get(name)
+    assert body is not None
+    return body
+
+
+async def grown(s: Stage, number: int = 6) -> int:
+    """A leader has written and left; returns an epoch in the middle of the log."""
+    a = await s.leader()
+    for _ in range(number):
+        await s.recorder.write(a.node)
+    await a.leave()
+    return a.node.epoch.value - 3
