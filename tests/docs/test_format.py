@@ -153,8 +153,9 @@ def test_objects_have_the_documented_members(written: Written) -> None:
 
 def test_the_system_table_is_as_documented(written: Written) -> None:
     types = field_types("In the database")
-    assert written.system.keys() == types.keys()
-    assert all(isinstance(written.system[name], TYPES[kind]) for name, kind in types.items())
+    assert types.keys() - written.system.keys() == {"request_generation"}  # no old requests here to forget
+    assert written.system.keys() <= types.keys()
+    assert all(isinstance(value, TYPES[types[name]]) for name, value in written.system.items())
     assert written.system["cluster_id"] == "007"
 
 

@@ -7,6 +7,7 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -132,12 +133,35 @@ def test_commands_in_the_text_exist(document: Path) -> None:
 def test_the_command_line_as_shown_works(tmp_path: Path) -> None:
     ((_, shown),) = [block for block in blocks(README, "sh") if "LBC_STORE" in block[1]]
     environment = {**os.environ, "LBC_STORE": str(tmp_path / "store")}
-    for line in shown.splitlines():
-        words = shlex.split(line, comments=True)
-        if words[0] == "lbc" and words[1] not in LASTING:
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for line in shown.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[0] != "lbc":
+                continue
             command = [sys.executable, "-m", "littlebigcluster", *words[1:]]
+            if words[1] in LASTING:
+                running.append(_start(command, environment, "Waiting for" if words[1] == "leader" else "Joined"))
+                continue
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
             assert (done.returncode, done.stderr) == (0, ""), line
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.communicate(timeout=30)
+
+
+def _start(command: list[str], environment: dict[str, str], until: str) -> subprocess.Popen[str]:
+    """A process that goes on, after it has said so."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and until not in line:
+        pass
+    while until.startswith("Waiting") and (line := process.stdout.readline()) and "We are the new leader" not in line:
+        pass
+    assert line
+    return process
 
 
 # Tables
