@@ -1,12 +1,12 @@
 """LittleBigCluster: cluster applications on nothing but an object store.
 
-    import littlebigcluster as lbc
+import littlebigcluster as lbc
 
-    cluster = lbc.Cluster("s3://bucket/prefix")
-    await cluster.init("lol")
-    async with cluster.join(az="AZ0", can_lead=True) as node:
-        await node.wait_until_leader()
-        await node.execute("CREATE TABLE job(id INTEGER PRIMARY KEY, name TEXT)")
+cluster = lbc.Cluster("s3://bucket/prefix")
+await cluster.init("lol")
+async with cluster.join(az="AZ0", can_lead=True) as node:
+    await node.wait_until_leader()
+    await node.execute("CREATE TABLE job(id INTEGER PRIMARY KEY, name TEXT)")
 """
 
 from littlebigcluster.cluster import Cluster, Join, Node, Result

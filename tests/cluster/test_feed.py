@@ -406,7 +406,7 @@ async def test_a_leader_that_crashes_is_replaced_after_its_timeout_and_members_a
         await eventually(lambda: [member.id for member in b.members.value] == [b.id, c.id])
         await eventually(lambda: c.members.value == b.members.value)
         assert c.members.value.term == term + 1
-        await asyncio.sleep(2)
+        await asyncio.sleep(0.5)
         assert [member.id for member in b.members.value] == [b.id, c.id], "who is alive stays"
 
 

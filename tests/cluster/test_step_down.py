@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from littlebigcluster import Cluster, LbcError, NodeSettings, NotLeader
 
 FAST = NodeSettings(epoch_interval=0, leader_timeout=20, poll_interval=0.2)

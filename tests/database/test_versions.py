@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
+
 from littlebigcluster import FormatTooNew
 from littlebigcluster.database import check_sqlite_version, required_sqlite_version
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+
 from littlebigcluster import CorruptLog, FormatTooNew
 from littlebigcluster.epochs import Leader, Metadata, codec, names
 from littlebigcluster.epochs.codec import Compressor, compress, decode, decode_header, encode_header

@@ -7,15 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.clocks import HandClock
+from tests.epochs.logs import START, epoch_object, fill, log_at, position_of, retire
+
 from littlebigcluster import CorruptLog, StoreUnavailable
 from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import Appended, AtHead, Entry, Gone, Lost, names, survey
 from littlebigcluster.store import (
-    Counting, Created, CreateOutcome, Exists, Fault, Faulty, Store, Unknown, Wrapper, open_store,
+    Counting,
+    Created,
+    CreateOutcome,
+    Exists,
+    Fault,
+    Faulty,
+    Store,
+    Unknown,
+    Wrapper,
+    open_store,
 )  # fmt: skip
-
-from tests.clocks import HandClock
-from tests.epochs.logs import START, epoch_object, fill, log_at, position_of, retire
 
 
 @pytest.fixture

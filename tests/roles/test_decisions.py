@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+
 from littlebigcluster.epochs import Beacon, Leader, Metadata
 from littlebigcluster.roles import decisions
 from littlebigcluster.roles.decisions import Claim, Timing, View, Wait

@@ -34,7 +34,10 @@ def epoch_of(info: ObjectInfo) -> int:
 
 
 async def read_identity(store: Store, *, expected_id: str | None = None) -> tuple[Identity, bytes]:
-    """Which cluster lives here, and the object that says so. Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable."""
+    """Which cluster lives here, and the object that says so.
+
+    Raises NotInitialized, WrongCluster, CorruptLog, FormatTooNew, StoreUnavailable.
+    """
     body = await store.get(names.CLUSTER)
     if body is None:
         raise NotInitialized(f"no cluster at {store.url}: initialize one first, with `lbc -p {store.url} init`")
