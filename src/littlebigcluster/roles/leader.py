@@ -263,13 +263,13 @@ class Leadership:
         try:
             wal, metadata, body = await local.run(self._encode, batch, leader)
             outcome = await local.log.append(body, term=self.term)
-        except asyncio.CancelledError:
-            unknown = f"the node stopped before the fate of epoch {epoch} was known"
-            batch.fail(lambda: OutcomeUnknown(unknown, epoch=epoch))
-            raise
         except StoreUnavailable as error:
             message, transient = f"not written: {error}", error.transient
             batch.fail(lambda: StoreUnavailable(message, transient=transient))
+            raise
+        except BaseException as error:  # cancelled, or the log is damaged: nobody may be left waiting
+            unknown = f"the node stopped before the fate of epoch {epoch} was known ({type(error).__name__})"
+            batch.fail(lambda: OutcomeUnknown(unknown, epoch=epoch))
             raise
         if not isinstance(outcome, Appended):
             batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))
