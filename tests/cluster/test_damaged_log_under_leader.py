@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from littlebigcluster import Cluster, CorruptLog, NodeSettings, OutcomeUnknown
 from littlebigcluster.epochs import Log
 
