@@ -139,11 +139,11 @@ async def test_a_write_is_visible_on_the_follower_before_the_followers_next_poll
 async def test_a_hole_in_the_feed_is_filled_from_the_store() -> None:
     async with group() as g:
         a, b = await fed_pair(g)
-        offer = b._follower.offer
-        b._follower.offer = lambda epoch, body: None  # type: ignore[method-assign]
+        offer, missed = b._follower.offer, []
+        b._follower.offer = lambda epoch, body: missed.append(epoch)  # type: ignore[method-assign]
         lost = await write(a, "lost on the way")
+        await eventually(lambda: missed == [lost])
         b._follower.offer = offer  # type: ignore[method-assign]
-        await asyncio.sleep(0.1)
         assert b.epoch.value == lost - 1
         epoch = await write(a, "next")
         await b.epoch.until(lambda now: now >= epoch, timeout=WAIT)
