@@ -357,7 +357,6 @@ async def test_malformed_requests_are_refused_clearly_and_harm_nothing(
 
 @pytest.mark.parametrize("path", ["/.lbc/report", "/.lbc/feed", "/.lbc/leave", "/.lbc/write", "/.lbc/step-down"])
 async def test_oversized_and_slow_bodies_are_refused(g: Group, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "BODY_SECONDS", 0.3)
     a = await g.leader(settings=QUIET)
 
     async def endless() -> AsyncIterator[bytes]:
@@ -373,6 +372,7 @@ async def test_oversized_and_slow_bodies_are_refused(g: Group, path: str, monkey
             assert (await client.request("POST", path, body=endless(), timeout=10)).status == 413
         large = await client.request("POST", path, body=bytes(100_000))
         assert large.status == (413 if path in ("/.lbc/report", "/.lbc/feed", "/.lbc/leave") else 400)
+        monkeypatch.setattr(routes, "BODY_SECONDS", 0.3)
         async with client.stream("POST", path, body=slow(), timeout=10) as stream:
             assert stream.status == 408
             assert b"not complete" in await stream.read()
