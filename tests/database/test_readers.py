@@ -325,7 +325,7 @@ async def test_expiry_never_deadlocks_with_a_busy_connection(database: Database)
     threads = [threading.Thread(target=use, args=(name,), daemon=True) for name in ("f", "abs", "hex")]
     for thread in threads:
         thread.start()
-    await until(lambda: expired[0] > 100, 30)
+    await until(lambda: expired[0] > 50, 90)
     stop.set()
     for thread in threads:
         await asyncio.to_thread(thread.join, 5)

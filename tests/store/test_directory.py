@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -325,3 +326,22 @@ async def test_foreign_files_with_impossible_names_are_not_listed(store: Directo
     (store.root / "back\\slash").write_bytes(b"")
     (store.root / os.fsdecode(b"\xff")).write_bytes(b"")
     assert [info.key for info in await store.list("")] == ["a"]
+
+
+async def test_a_stream_given_up_at_any_moment_leaves_no_file_open(tmp_path: Path, clock: Clock) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(10)
+
+    for turns in range(40):
+        store = DirectoryStore(tmp_path, clock=clock)
+        task = asyncio.create_task(store.put_stream("key", chunks()))
+        for _ in range(turns % 8):
+            await asyncio.sleep(0)
+        await asyncio.sleep(turns * 0.0002)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.close()
+        await asyncio.to_thread(store._pool.shutdown)
+        gc.collect()
+        assert not list((tmp_path / ".~lbc-tmp").glob("*"))

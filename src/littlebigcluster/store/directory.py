@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,15 +83,29 @@ class DirectoryStore:
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         path = self._path(key)
         name = f"write {key}"
-        file = await self._run(name, self._open_temporary)
+        opened: list[BinaryIO] = []
+        over = threading.Event()
+
+        def open_temporary() -> BinaryIO:
+            opened.append(file := self._open_temporary())
+            if over.is_set():  # given up meanwhile
+                disk.discard(file)
+            return file
+
         try:
+            file = await self._run(name, open_temporary)
             async for chunk in chunks:
                 check_body(chunk)
                 await self._run(name, lambda chunk=chunk: file.write(chunk), len(chunk))  # type: ignore[misc]
             await self._run(name, lambda: self._publish(file, path))
         finally:
             # Not awaited: a cancelled caller goes at once, and a hung disk holds up a thread only.
-            self._pool.submit(disk.discard, file)
+            over.set()
+            for file in opened:
+                try:
+                    self._pool.submit(disk.discard, file)
+                except RuntimeError:  # the store was closed meanwhile
+                    disk.discard(file)
 
     async def list(self, prefix: str, start_after: str = "") -> list[ObjectInfo]:
         return await self._run(f"list {prefix}*", lambda: sorted(disk.walk(self.root, prefix, start_after)))
@@ -101,7 +116,8 @@ class DirectoryStore:
             await self._run(f"delete {len(paths)} objects", lambda: disk.remove(paths), len(paths) << 10)
 
     async def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # What waits is carried out: temporary files are closed and removed there too.
+        self._pool.shutdown(wait=False)
 
     # What follows runs on the threads, but for `_path` and `_run`.
 
