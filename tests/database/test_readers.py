@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.database.connections import SnapshotConnection
 from littlebigcluster.database.initial import write_initial_database
 from littlebigcluster.database.primary import Primary
 from littlebigcluster.database.readers import Readers
@@ -256,6 +257,45 @@ async def test_functions_do_not_outlive_a_lease(readers: Readers) -> None:
         await readers.run(lambda db: db.create_function("twice", 1, abs), timeout=5)
     with pytest.raises(sqlite3.OperationalError, match="no such function"):
         await readers.read("SELECT twice(2)", timeout=5)
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_closing_while_connections_are_replaced_ends_all_threads(database: Database, reads: int) -> None:
+    def connect(factory: type[SnapshotConnection]) -> SnapshotConnection:
+        if delay:
+            time.sleep(delay)
+        return database.replica.connect_as(factory)
+
+    delay = 0.0
+    readers = Readers(connect, threads=2, max_read_age=60)
+    delay = 0.2
+    for _ in range(reads):
+        altering = [readers.run(lambda db: db.create_function("twice", 1, abs), timeout=5) for _ in range(2)]
+        done = asyncio.gather(*altering, return_exceptions=True)
+        await asyncio.sleep(0.1)
+    assert await readers.close(timeout=5)
+    await done
+    await until(lambda: not any(thread.name.startswith("lbc-reader-") for thread in threading.enumerate()))
+
+
+async def test_a_connection_that_cannot_be_opened_fails_one_read_and_no_thread(database: Database) -> None:
+    def connect(factory: type[SnapshotConnection]) -> SnapshotConnection:
+        if broken:
+            raise sqlite3.OperationalError("unable to open database file")
+        return database.replica.connect_as(factory)
+
+    broken = False
+    readers = Readers(connect, threads=1, max_read_age=60)
+    await readers.run(lambda db: db.create_function("twice", 1, abs), timeout=5)
+    broken = True
+    for _ in range(2):
+        with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+            await readers.read("SELECT 1", timeout=5)
+    broken = False
+    assert await readers.read("SELECT 1", timeout=5) == [(1,)]
+    with pytest.raises(sqlite3.OperationalError, match="no such function"):
+        await readers.read("SELECT twice(2)", timeout=5)
+    assert await readers.close(timeout=5)
 
 
 async def test_exceptions_of_the_block_come_out_as_they_are(readers: Readers) -> None:

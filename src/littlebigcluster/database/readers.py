@@ -198,7 +198,6 @@ class Readers:
         self._idle: list[_Reader] = []
         self._lent: dict[_Reader, None] = {}
         self._serving = [_Reader(connect) for _ in range(threads)]
-        self._ended = threading.Semaphore(0)
         for number, reader in enumerate(self._serving):
             threading.Thread(target=self._serve, args=(reader,), name=f"lbc-reader-{number}", daemon=True).start()
         threading.Thread(target=self._reap, name="lbc-reader-ages", daemon=True).start()
@@ -237,8 +236,7 @@ class Readers:
         """End all reads, and close the connections; False if one is still held after `timeout` seconds."""
         if not self._closed.is_set():
             self._closed.set()
-            for _ in self._serving:
-                self._queue.put(None)
+            self._queue.put(None)
         held = [(reader, reader.use) for reader in [*self._serving, *self._lent]]
         for reader, use in held:
             reader.expire(use, SnapshotExpired(_CLOSED))
@@ -280,18 +278,26 @@ class Readers:
                 error = SnapshotExpired(_CLOSED)
             else:
                 try:
+                    if reader.connection.altered:
+                        reader = self._replace(reader)
                     value = job.work(reader)
                     error = job.stop
                 except BaseException as raised:
                     error = reader.translate(raised)
             reader.release()
             job.finish(value, error)
-            if reader.connection.altered:
-                reader.close()
-                self._serving.remove(reader)
-                self._serving.append(reader := _Reader(self._connect))
+        self._queue.put(None)  # for the next thread
         reader.close()
         self._serving.remove(reader)
+
+    def _replace(self, reader: _Reader) -> _Reader:
+        """The same with a connection on which nobody has defined functions or the like."""
+        fresh = _Reader(self._connect)
+        fresh.use = reader.use
+        self._serving.append(fresh)  # before the other one goes: `close` waits for those it finds here
+        self._serving.remove(reader)
+        reader.close()
+        return fresh
 
     def _borrow(self) -> _Reader:
         if self._closed.is_set():
