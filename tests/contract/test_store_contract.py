@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
@@ -245,6 +245,30 @@ async def test_cancelled_request_ends_at_once(store: Store) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("size", [3, 20 * MIB])
+async def test_cancelled_stream_leaves_its_producer_alone(store: Store, size: int) -> None:
+    ended: list[BaseException] = []
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        async for chunk in chunked(bytes(size)):
+            yield chunk
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            ended.append(error)
+            raise
+
+    chunks = endless()
+    task = asyncio.ensure_future(store.put_stream("k", chunks))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
+    await chunks.aclose()  # raises if somebody still waits in it
+    assert await store.get("k") is None
 
 
 async def test_two_openings_share_the_objects(location: Location, clock: Clock) -> None:

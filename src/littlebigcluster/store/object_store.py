@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -130,37 +130,22 @@ class ObjectStore:
     async def _put_parts(self, path: str, head: bytes, chunks: AsyncIterator[bytes]) -> None:
         """A multipart upload, with a time-out on its progress: the time `chunks` takes does not count."""
         step_seconds = allowed_seconds(self._timeout_seconds, (PARTS_AT_ONCE + 1) * PART_BYTES)
-        failure: list[BaseException] = []
-        now = asyncio.get_running_loop().time
-
-        async def watched(timeout: asyncio.Timeout) -> AsyncIterator[bytes]:
-            yield head
-            try:
-                timeout.reschedule(None)
-                async for chunk in chunks:
-                    check_body(chunk)
-                    timeout.reschedule(now() + step_seconds)
-                    yield chunk
-                    timeout.reschedule(None)
-                timeout.reschedule(now() + step_seconds)
-            except Exception as error:
-                failure.append(error)
-                raise
-
         what = f"write {path}"
-        try:
-            async with asyncio.timeout(step_seconds) as timeout:
-                parts = watched(timeout)
-                await obstore.put_async(self._client, path, parts, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
-        except Exception as error:
-            if failure:
-                raise failure[0] from None
-            if isinstance(error, TimeoutError):
-                message = f"cannot {what} at {self._url}: no progress in {step_seconds:.1f} s"
-                raise StoreUnavailable(message) from error
-            if isinstance(error, FAILURES):
-                raise translated(what, self._url, error) from None
-            raise
+        async with _Parts(head, chunks, step_seconds) as parts:
+            try:
+                async with parts.timeout:
+                    await obstore.put_async(
+                        self._client, path, parts, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+                    )
+            except Exception as error:
+                if parts.failure:
+                    raise parts.failure from None
+                if isinstance(error, TimeoutError):
+                    message = f"cannot {what} at {self._url}: no progress in {step_seconds:.1f} s"
+                    raise StoreUnavailable(message) from error
+                if isinstance(error, FAILURES):
+                    raise translated(what, self._url, error) from None
+                raise
 
     async def _get(self, path: str) -> bytes | None:
         what = f"read {path}"
@@ -221,3 +206,66 @@ async def _first_part(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
         if len(head) >= PART_BYTES:
             return bytes(head), False
     return bytes(head), True
+
+
+class _Parts(AsyncIterator[bytes]):
+    """What obstore uploads: `head` and then `chunks`. While it waits for these, the time-out rests.
+
+    obstore gives up in the middle when it is cancelled: it drops what `__anext__` has returned before awaiting it (so
+    that is no coroutine, and this no generator, which Python would report as forgotten), or lets it run on. `async
+    with` ends that, so that nobody is in `chunks` any more when the upload is over.
+    """
+
+    def __init__(self, head: bytes, chunks: AsyncIterator[bytes], step_seconds: float) -> None:
+        self._head = head
+        self._chunks = chunks
+        self._step_seconds = step_seconds
+        self._waiting: asyncio.Task[Any] | None = None
+        self._over = False
+        self._now = asyncio.get_running_loop().time
+        self.timeout = asyncio.timeout(step_seconds)
+        self.failure: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.cancel()
+            await asyncio.wait([self._waiting])
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return _Awaitable(self._next)
+
+    async def _next(self) -> bytes:
+        if self._ended():
+            raise asyncio.CancelledError
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        self._waiting = asyncio.current_task()
+        self.timeout.reschedule(None)
+        try:
+            chunk = await anext(self._chunks)
+            check_body(chunk)
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+        finally:
+            if not self._ended():
+                self.timeout.reschedule(self._now() + self._step_seconds)
+        return chunk
+
+    def _ended(self) -> bool:
+        return self._over or self.timeout.expired()
+
+
+class _Awaitable(Awaitable[bytes]):
+    def __init__(self, begin: Callable[[], Awaitable[bytes]]) -> None:
+        self._begin = begin
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        return self._begin().__await__()
