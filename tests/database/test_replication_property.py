@@ -35,7 +35,6 @@ MAX_EPOCH_BYTES = 16 << 20
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(300 + 20 * SEEDS)
 @pytest.mark.parametrize("part", range(2))
 def test_a_follower_has_the_bytes_of_the_leader_after_any_history(
     part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
