@@ -13,7 +13,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 	--no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade)
 # Whether the environment in the shell's $venv has the shell's $version.
 IS_VERSION = $$venv/bin/python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null
-PYTEST = bin/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 1
+PYTEST = bin/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 QUICK = -m "not server and not slow"
 
 export UV_PYTHON_DOWNLOADS = never

@@ -92,6 +92,18 @@ async def test_scripted_fault_does_to_a_create_what_it_says(
     assert isinstance(await store.create("k2", b"x"), Created), "once only"
 
 
+async def test_settling_ends_whenever_the_zombies_end(clock: Clock) -> None:
+    """Also those that end in the very turn of the event loop in which it is asked for."""
+    for turns in range(40):
+        store = Faulty(open_store("memory://", clock=clock), timeout_seconds=0.0, zombie_seconds=(0.0, 0.0))
+        store.next("create", Fault.HANG)
+        await store.create("k", b"x")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await store.settle()
+        assert store.zombies == 0
+
+
 async def test_zombie_takes_effect_by_itself(memory: Store) -> None:
     store = Faulty(memory, timeout_seconds=0.01, zombie_seconds=(0.03, 0.04))
     store.next("put", Fault.HANG)

@@ -82,9 +82,11 @@ class Faulty(Wrapper):
 
     async def settle(self) -> None:
         """Let all zombies take effect now."""
+        zombies = list(self._zombies)
         self._let_go.set()
-        while self._zombies:
-            await asyncio.gather(*self._zombies)
+        # Once, not "while there are any": gathering what is done already does not yield, so none would ever go.
+        await asyncio.gather(*zombies)
+        self._zombies.difference_update(zombies)
         self._let_go.clear()
 
     async def close(self) -> None:
