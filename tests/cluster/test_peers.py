@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from littlebigcluster.cluster import certificates
 from littlebigcluster.cluster.certificates import rotate_authority
 from littlebigcluster.cluster.clients import LeaderClient
 from littlebigcluster.cluster.peers import Peer
-from littlebigcluster.net import Receive, Scope, Send, Server
+from littlebigcluster.net import Receive, Response, Scope, Send, Server
 from tests.cluster.group import Group, eventually, group, within
 from tests.net.relay import Relay
 from tests.scenarios.stage import WAIT
@@ -212,6 +212,34 @@ async def test_what_is_safe_is_repeated_when_the_leader_dies(nodes: Group, app: 
         assert (await within(never_sent))["id"] == str(second.id)
         assert app.count(second, "/hang") == 1, "the POST is not repeated"
         assert app.count(first, "/who") + app.count(second, "/who") == 1
+
+
+async def test_what_is_safe_is_repeated_when_a_stopping_leader_cuts_it_off(nodes: Group, app: App) -> None:
+    first = await nodes.leader(app=app)
+    second, follower = await nodes.node(can_lead=True, app=app), await nodes.node()
+    client = follower.leader_client
+    get, streamed = asyncio.create_task(body_of(client.get("/hang"))), asyncio.create_task(read_stream(client, "/hang"))
+    post = asyncio.create_task(client.post("/hang", b"once"))
+    await eventually(lambda: app.count(first, "/hang") == 3)
+    await stop_serving(first)
+    with pytest.raises(PeerUnavailable, match="stopped") as caught:
+        await within(post)
+    assert caught.value.sent, "the application had begun with it"
+    await nodes.leave(first)
+    await second.wait_until_leader(timeout=WAIT)
+    app.released.set()
+    for answer in (get, streamed):
+        assert json.loads(await within(answer))["id"] == str(second.id)
+    assert app.count(second, "/hang") == 2, "the POST is not repeated"
+
+
+async def body_of(asking: Awaitable[Response]) -> bytes:
+    return (await asking).body
+
+
+async def read_stream(client: Any, path: str) -> bytes:
+    async with client.stream("GET", path) as stream:
+        return await stream.read()
 
 
 async def test_a_leader_behind_a_silent_network_is_left_within_seconds(nodes: Group, app: App) -> None:

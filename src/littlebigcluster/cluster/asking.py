@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.peers import Connections, Peer
 from littlebigcluster.errors import LbcError, NoMember, PeerUnavailable, RequestTimeout
-from littlebigcluster.net import Body, Response, StreamResponse
+from littlebigcluster.net import CUT_OFF_HEADER, Body, Response, StreamResponse
 from littlebigcluster.settings import Duration, seconds
 
 R = TypeVar("R", Response, StreamResponse)
@@ -26,12 +26,13 @@ class PeerClient(ABC):
     """Requests to one of several nodes that will do, over connections that are kept open.
 
     A request is sent again, elsewhere or later, only when that is safe: it certainly never arrived, the node refused
-    it unseen because it is not the one meant, or the connection broke and the method is idempotent (GET, HEAD, PUT,
-    DELETE). One whose body is an iterator is sent once.
+    it unseen because it is not the one meant, or the connection broke, or the node stopped, before the answer came and
+    the method is idempotent (GET, HEAD, PUT, DELETE). One whose body is an iterator is sent once.
 
-    All methods raise NoMember when there was nobody to ask in time, PeerUnavailable when it cannot be reached or the
-    connection broke, RequestTimeout when it did not answer in time, ValueError for what is no request, and LbcError
-    after the node has stopped. `timeout` covers everything, waiting for somebody to ask included; None waits for ever.
+    All methods raise NoMember when there was nobody to ask in time, PeerUnavailable when it cannot be reached, the
+    connection broke or the node stopped, RequestTimeout when it did not answer in time, ValueError for what is no
+    request, and LbcError after this node has stopped. `timeout` covers everything, waiting for somebody to ask
+    included; None waits for ever.
     """
 
     def __init__(self, connections: Connections, clock: Clock) -> None:
@@ -123,6 +124,8 @@ class PeerClient(ABC):
             tried.append(peer)
             try:
                 answer = await attempt(peer, self._left(give_up_at))
+                if CUT_OFF_HEADER in answer.headers:
+                    raise PeerUnavailable(f"{peer.place.address} stopped before it had answered", sent=True)
             except RequestTimeout:
                 peer.doubt()
                 raise

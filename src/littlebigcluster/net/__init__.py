@@ -5,10 +5,11 @@ from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
 from littlebigcluster.net.client import Body, Client
 from littlebigcluster.net.responses import Response, StreamResponse
 from littlebigcluster.net.routes import Answer, Refused, Request, Router
-from littlebigcluster.net.server import Server
+from littlebigcluster.net.server import CUT_OFF_HEADER, Server
 from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name
 
 __all__ = [
+    "CUT_OFF_HEADER",
     "ASGIApp",
     "Answer",
     "Authority",

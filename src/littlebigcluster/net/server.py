@@ -25,6 +25,10 @@ _log = logging.getLogger(__name__)
 
 ClientCertificates = Literal["required", "optional"]
 
+CUT_OFF_HEADER = "x-cut-off"
+"""On the 503 with which a stopping server ends a request that did not finish in time. The application had begun with
+it, so it may have taken effect: as when the connection had broken."""
+
 _TLS_1_3 = 0x0304
 _ACCEPT_QUEUE = 1024
 _IN_MEMORY = Path("in-memory")
@@ -123,7 +127,8 @@ class Server:
 
     async def stop(self, timeout_seconds: float | None = None) -> None:
         """Stop listening at once, let open requests finish for `timeout_seconds` (default: `drain_seconds`), then
-        cancel them. Ends a second after that, or after `drain_seconds` when a client does not read at all."""
+        cancel them; those that no answer was begun to get 503 with `CUT_OFF_HEADER`. Ends a second after that, or
+        after `drain_seconds` when a client does not read at all."""
         if self._socket is None or self._stopping:
             return
         self._stopping = True
@@ -214,7 +219,7 @@ class Server:
             if not self._stopping:
                 raise  # the client left
             if not begun and scope["type"] == "http":
-                await _answer(send, 503, b"stopping\n")
+                await _answer(send, 503, b"stopping\n", (CUT_OFF_HEADER, "stopping"))
         except Exception:
             # Not raised on: the library would print it, whole, to stderr. An answer that was begun and is left
             # incomplete is reset, so that no client takes it for whole.
@@ -301,7 +306,8 @@ async def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
+async def _answer(send: Send, status: int, body: bytes, *more: tuple[str, str]) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    headers += [(name.encode(), value.encode()) for name, value in more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -14,7 +14,7 @@ import pytest
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import PeerUnavailable
-from littlebigcluster.net import Authority, Client, NodeIdentity, Receive, Scope, Send, Server
+from littlebigcluster.net import CUT_OFF_HEADER, Authority, Client, NodeIdentity, Receive, Scope, Send, Server
 from tests.net.app import ContractApp
 from tests.net.conftest import LOOPBACK, WEEK
 from tests.net.serving import pair
@@ -52,7 +52,8 @@ async def test_a_stop_is_bounded_with_streams_open(app: ContractApp, mint: Mint)
         assert 0.4 < time.monotonic() - began < 2
         with pytest.raises(PeerUnavailable):
             await ticks.read()
-        assert (await waiting).status == 503
+        cut_off = await waiting
+        assert (cut_off.status, CUT_OFF_HEADER in cut_off.headers) == (503, True)
         assert app.events["ticks cancelled"] == 1
         await server.wait()
 
