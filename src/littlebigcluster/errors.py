@@ -78,12 +78,14 @@ class Fenced(LbcError):
 class OutcomeUnknown(LbcError):
     """Leadership, or the patience of the caller, ended before the store said whether the write took effect.
 
-    It may be in the log, or appear in it later. `epoch` is the only place where it can be, if known.
+    It may be in the log, or appear in it later. `epoch` is the only place where it can be, if known. `key`, if it
+    has one, resolves it: the same write with that key is done now, or answered as it was done.
     """
 
-    def __init__(self, message: str, *, epoch: int | None = None) -> None:
+    def __init__(self, message: str, *, epoch: int | None = None, key: str | None = None) -> None:
         super().__init__(message)
         self.epoch = epoch
+        self.key = key
 
 
 class Aborted(LbcError):

@@ -2,7 +2,7 @@
 
 Each piece of work carries a key. The leader keeps the key with the answer, in the same transaction; so the same work
 sent again, after a lost answer or to a new leader, gets the answer of the first time. A sender that stops trying
-without an answer does not know.
+without an answer does not know; it has the key, and can ask again as long as keys are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import UUID
 from littlebigcluster import errors
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.statements import Work, from_json, to_json
-from littlebigcluster.database import Done
+from littlebigcluster.database import REMEMBER_SECONDS, Done
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import (
     Aborted,
@@ -32,8 +32,12 @@ from littlebigcluster.errors import (
 from littlebigcluster.net import Answer, Client, Refused, Request
 from littlebigcluster.watch import Watch
 
-MAX_TIMEOUT_SECONDS = 600.0
 _RETRY_SECONDS = 0.1
+_SAFE_SECONDS = MAX_TIMEOUT_SECONDS = REMEMBER_SECONDS / 2
+"""So long after the first attempt that may have been written it is sent again, and so long an attempt may wait at the
+leader. Later than both its key might be forgotten, and the work done twice."""
+
+MAX_KEY_LENGTH = 64
 
 Run = Callable[[Work, str, float], Awaitable[Done[str]]]
 """Runs work on this leader under a key, with a time-out."""
@@ -55,12 +59,13 @@ class Forwarder:
         self._client: Client | None = None
         self._address = ""
 
-    async def send(self, work: Work, *, timeout: float) -> Done[Any]:
-        """Have the work done by the leader, once; wait for a leader if there is none.
+    async def send(self, work: Work, *, timeout: float, key: str | None = None) -> Done[Any]:
+        """Have the work done by the leader, once for each key; wait for a leader if there is none.
 
-        Raises what the work raises, NotLeader (no leader in time: certainly not written), OutcomeUnknown.
+        Raises what the work raises, NotLeader (no leader in time: certainly not written), OutcomeUnknown with the
+        key (a new one if none is given), ValueError for a key that was used for other work.
         """
-        key = self._clock.token().hex()
+        key = key if key is not None else self._clock.token().hex()
         body = to_json({"key": key, "kind": work.kind, "arguments": work.arguments})
         give_up_at = self._clock.monotonic() + timeout
         maybe_written, last = False, "nobody led"
@@ -70,6 +75,11 @@ class Forwarder:
             except TimeoutError:
                 break
             assert leader is not None
+            if not maybe_written:
+                first_sent_at = self._clock.boottime()
+            elif self._clock.boottime() - first_sent_at > _SAFE_SECONDS:
+                last = f"{last}; by now its key may be forgotten"
+                break
             try:
                 return await self._once(leader, work, key, body, timeout=left)
             except (NotLeader, Fenced, Aborted) as error:
@@ -83,18 +93,18 @@ class Forwarder:
             except Exception as error:
                 if maybe_written:
                     # What this attempt met says nothing of a former one, which may even be late and come after it.
-                    raise OutcomeUnknown(f"an answer was lost, and the next one was {error!r}") from error
+                    raise OutcomeUnknown(f"an answer was lost, and the next one was {error!r}", key=key) from error
                 raise
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, give_up_at - self._clock.monotonic())))
         if maybe_written:
             raise OutcomeUnknown(
-                f"no answer of the leader within {timeout:g} s; the write may have taken effect ({last})"
+                f"no answer of the leader within {timeout:g} s; the write may have taken effect ({last})", key=key
             )
         raise NotLeader(f"no leader took the write within {timeout:g} s; it is not written ({last})")
 
     async def _once(self, leader: Leader, work: Work, key: str, body: str, *, timeout: float) -> Done[Any]:
         if leader.uuid == self._me:
-            done = await self._run_here(work, key, timeout)
+            done = await self._run_here(work, key, min(timeout, MAX_TIMEOUT_SECONDS))
             return Done(from_json(done.value), done.epoch)
         client = await self._client_of(leader)
         headers = {"content-type": "application/json", "x-lbc-to": str(leader.uuid)}
@@ -122,16 +132,24 @@ class Forwarder:
             await self._client.close()
 
 
+def check_key(key: Any) -> str:
+    """`key`. Raises ValueError for what is no key of a write."""
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+        raise ValueError(f"the key of a write is 1 to {MAX_KEY_LENGTH} printable characters, not {key!r:.100}")
+    return key
+
+
 async def serve_write(request: Request, run: Run) -> Answer:
     """POST /.lbc/write, on the leader."""
     value = await request.json()
-    key, kind = value.get("key"), value.get("kind")
-    if not isinstance(key, str) or not 16 <= len(key) <= 64 or not isinstance(kind, str):
-        raise Refused(400, "a write has a key of 16 to 64 characters and a kind")
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        raise Refused(400, "a write has a kind")
     try:
+        key = check_key(value.get("key"))
         work = Work(kind, from_json(to_json(value.get("arguments"))))
     except (ValueError, TypeError, RecursionError) as error:
-        raise Refused(400, f"the arguments of a write cannot be read ({type(error).__name__})") from None
+        raise Refused(400, f"this is no write ({type(error).__name__}: {str(error)[:200]})") from None
     try:
         done = await run(work, key, MAX_TIMEOUT_SECONDS)
     except Exception as error:  # a procedure may raise anything; the sender is to know

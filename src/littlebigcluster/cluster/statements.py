@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,10 @@ class Work:
                 procedure = procedures[name]
                 return lambda db: procedure(db, **arguments)
         raise ValueError(f"unknown kind of work: {self.kind!r}")
+
+    def digest(self) -> str:
+        """The same for the same work, on every node."""
+        return hashlib.sha256(to_json([self.kind, self.arguments]).encode()).hexdigest()[:32]
 
     def vacuum(self) -> bool:
         """Whether this is SQLite's VACUUM, which no transaction can do."""

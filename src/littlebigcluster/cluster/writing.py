@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
-from littlebigcluster.cluster.forward import Forwarder
+from littlebigcluster.cluster.forward import Forwarder, check_key
 from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
 from littlebigcluster.database import Done, Pending
 from littlebigcluster.epochs import Leader
@@ -58,57 +58,80 @@ class Writing:
         """
         return await self.submit(fn, timeout=timeout)
 
-    async def execute(self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None) -> Done[Result]:
+    async def execute(
+        self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None, key: str | None = None
+    ) -> Done[Result]:
         """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
 
         `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead it travels to
         the leader, and is done once however often it has to be sent. `VACUUM` works too, on the leader.
-        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time.
+
+        `key`: 1 to 64 characters of your own that name this write, or the `key` of the `OutcomeUnknown` that an
+        earlier call raised. The same write with the same key, on any node, within 10 minutes, is done once: a
+        repetition gets the value of the first time, and an epoch that includes it.
+
+        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time; ValueError
+        when another write had the key. What is raised tells of this call, not of earlier ones with the same key.
         """
-        return await self._write(statements.execute(sql, parameters), timeout)
+        return await self._write(statements.execute(sql, parameters), timeout, key)
 
     async def executemany(
-        self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None
+        self, sql: str, parameters: Iterable[Parameters], *, timeout: Duration | None = None, key: str | None = None
     ) -> Done[Result]:
         """Run one statement for each of `parameters`, all in one transaction. Like `execute`."""
-        return await self._write(statements.many(sql, list(parameters)), timeout)
+        return await self._write(statements.many(sql, list(parameters)), timeout, key)
 
-    async def executescript(self, script: str, *, timeout: Duration | None = None) -> Done[None]:
+    async def executescript(
+        self, script: str, *, timeout: Duration | None = None, key: str | None = None
+    ) -> Done[None]:
         """Run the statements of a script, all in one transaction: schemas, for example. Like `execute`."""
-        return await self._write(statements.script(script), timeout)
+        return await self._write(statements.script(script), timeout, key)
 
     async def batch(
-        self, statements_: Iterable[tuple[str, Parameters]], *, timeout: Duration | None = None
+        self,
+        statements_: Iterable[tuple[str, Parameters]],
+        *,
+        timeout: Duration | None = None,
+        key: str | None = None,
     ) -> Done[list[Result]]:
         """Run several statements with their parameters, all in one transaction. Like `execute`."""
-        return await self._write(statements.batch(list(statements_)), timeout)
+        return await self._write(statements.batch(list(statements_)), timeout, key)
 
-    async def call(self, name: str, /, **arguments: Any) -> Done[Any]:
+    async def call(self, name: str, key: str | None = None, /, **arguments: Any) -> Done[Any]:
         """Run the procedure that was registered under this name (`@cluster.procedure`) as a transaction on the
-        leader. Arguments and result are JSON and bytes. Raises what it raises, if that is a builtin exception or
-        one of this library or sqlite3 (else LbcError); and like `execute`."""
-        return await self._write(statements.call(name, arguments), None)
+        leader. Arguments and result are JSON and bytes. `key` as for `execute`; by position, so that arguments can
+        have any name. Raises what the procedure raises, if that is a builtin exception or one of this library or
+        sqlite3 (else LbcError); and like `execute`."""
+        return await self._write(statements.call(name, arguments), None, key)
 
-    async def _write(self, work: Work, timeout: Duration | None) -> Done[Any]:
+    async def _write(self, work: Work, timeout: Duration | None, key: str | None) -> Done[Any]:
+        if key is not None:
+            check_key(key)
         limit = seconds(self.settings.write_timeout if timeout is None else timeout)
         writer = self._leadership.writer if self._leadership is not None else None
-        if writer is not None:
-            if work.vacuum():
-                done = await writer.vacuum(timeout=limit)
-                return Done(Result([], -1, None), done.epoch)
+        if writer is not None and work.vacuum():
+            done = await writer.vacuum(timeout=limit)
+            return Done(Result([], -1, None), done.epoch)
+        if writer is not None and key is None:
             return await writer.submit(work.transaction(self._procedures), timeout=limit)
         until = self._clock.monotonic() + limit
-        done = await self._forwarder.send(work, timeout=limit)
+        done = await self._forwarder.send(work, timeout=limit, key=key)
         left = max(0.0, until - self._clock.monotonic())
         with contextlib.suppress(TimeoutError):  # durable it is; reads here may be a moment behind
             await self._local.epoch.until(lambda epoch: epoch >= done.epoch, timeout=left)
         return done
 
     async def _run_with_key(self, work: Work, key: str, timeout: float) -> Done[str]:
-        """For work that has travelled: its answer is text, and kept with the key."""
+        """For work that has travelled: its answer is text, and kept with the key. Raises ValueError when it is kept
+        for other work."""
         run = work.transaction(self._procedures)
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is None:
             raise NotLeader("this node does not lead", leader=self.leader.value)
         limit = min(timeout, seconds(self.settings.write_timeout))
-        return await writer.submit(lambda db: statements.to_json(run(db)), timeout=limit, key=key)
+        digest = work.digest()
+        done = await writer.submit(lambda db: f"{digest} {statements.to_json(run(db))}", timeout=limit, key=key)
+        kept, _, answer = done.value.partition(" ")
+        if kept != digest:
+            raise ValueError(f"the key {key!r} is that of another write; this one is not written")
+        return Done(answer, done.epoch)

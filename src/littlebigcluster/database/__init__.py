@@ -10,9 +10,10 @@ from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica, StateMismatch
 from littlebigcluster.database.versions import check_sqlite_version, required_sqlite_version
 from littlebigcluster.database.wal import Wal, WalError, parse
-from littlebigcluster.database.writer import Writer
+from littlebigcluster.database.writer import REMEMBER_SECONDS, Writer
 
 __all__ = [
+    "REMEMBER_SECONDS",
     "Batch",
     "Done",
     "PageSource",
