@@ -188,6 +188,7 @@ class Node(Writing, Reading):
             leader_app=description.leader_app,
             presence=lambda: self._presence,
             run=self._run_with_key,
+            head=self._proven_head,
             members_only=self.settings.tls == "on",
         )
         self._listener = Listener(self._store, service, self.id, self.settings, description, clock=self._clock)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, serve_write
-from littlebigcluster.errors import NotLeader
+from littlebigcluster.errors import NotLeader, StoreUnavailable
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, peer_name
 from littlebigcluster.net.lifespan import live_as_one
 from littlebigcluster.net.routes import send_answer
@@ -26,10 +27,15 @@ PING_PATH = "/.lbc/ping"
 LEADS_PATH = "/.lbc/leads"
 """Answers 200 when the node leads."""
 
+HEAD_PATH = "/.lbc/head"
+"""Answers, on the leader, with an epoch that covers every write acknowledged before the request."""
+
 LEADER_HEADER = "x-lbc-leader"
 """On every 503 that says that this node does not lead: who does, as JSON (or null)."""
 
 _MAX_BODY_BYTES = 16 << 20
+_HEAD_SECONDS = 5.0
+"""Longer nobody who asks for the head waits."""
 
 
 class Service:
@@ -43,14 +49,17 @@ class Service:
         leader_app: ASGIApp | None,
         presence: Callable[[], Presence | None],
         run: Run,
+        head: Callable[[], Awaitable[int]],
         members_only: bool,
     ) -> None:
         self._node, self._app, self._leader_app = node, app, leader_app
+        self._proven_head = head
         self._presence, self._members_only = presence, members_only
         self._router = Router(max_body_bytes=_MAX_BODY_BYTES)
         self._router.add("GET", "/.lbc/status", self._status)
         self._router.add("GET", PING_PATH, self._ping)
         self._router.add("GET", LEADS_PATH, self._leads)
+        self._router.add("GET", HEAD_PATH, self._head)
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
         self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
@@ -118,6 +127,14 @@ class Service:
     async def _leads(self, request: Request) -> Answer:
         self._leading()
         return Answer.json({})
+
+    async def _head(self, request: Request) -> Answer:
+        self._leading()
+        try:
+            async with asyncio.timeout(_HEAD_SECONDS):
+                return Answer.json({"epoch": await self._proven_head()})
+        except (TimeoutError, StoreUnavailable) as error:
+            raise Refused(503, f"the store does not tell whether this node still leads ({error})") from None
 
     async def _step_down(self, request: Request) -> Answer:
         try:

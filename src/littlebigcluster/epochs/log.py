@@ -121,6 +121,17 @@ class Log:
                 return True
         return isinstance(await self._survey_after(at), AtHead)
 
+    async def head(self) -> int | None:
+        """The newest epoch of the log, at some moment after the call; None when the log behind `position` is gone.
+
+        Raises StoreUnavailable.
+        """
+        at = self._position
+        later = await self._survey_after(at)
+        if isinstance(later, list):
+            return later[-1]
+        return at.epoch if isinstance(later, AtHead) else None
+
     def advance(self, position: Position) -> None:
         """Moves on to the next epoch, just read or appended: it inherits when its predecessor was confirmed."""
         assert position.epoch == self._position.epoch + 1

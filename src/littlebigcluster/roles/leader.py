@@ -67,6 +67,8 @@ class Leadership:
         """Takes writes while this node leads; None before and after."""
         self._sign_interval = seconds(settings.leader_timeout) / 3
         self._store_answered_at = clock.monotonic()
+        self.proven_at = float("-inf")
+        """A moment after which this node certainly led: when the newest epoch in its copy, its own, was sent."""
         self._sign_at = 0.0
         """When the next sign of life is due."""
         self._doubted = False
@@ -262,6 +264,7 @@ class Leadership:
         epoch = local.epoch.value + 1
         try:
             wal, metadata, body = await local.run(self._encode, batch, leader)
+            sent_at = self._clock.monotonic()
             outcome = await local.log.append(body, term=self.term)
         except StoreUnavailable as error:
             message, transient = f"not written: {error}", error.transient
@@ -278,6 +281,7 @@ class Leadership:
         self._on_durable(epoch, body)
         try:
             await local.apply_own(wal, metadata, outcome.position, len(body))
+            self.proven_at = sent_at
         finally:
             batch.acknowledge(epoch)  # it is durable, whatever became of the local copy
         self._sign_at = self._clock.monotonic() + self._sign_interval

@@ -41,6 +41,8 @@ class LocalCopy:
         self.log: Log
         self.metadata: Metadata
         self.since_snapshot: SinceSnapshot
+        self.advanced_at = float("-inf")
+        """When the last epoch was applied, by the monotonic clock."""
 
     async def start(self) -> None:
         """Restore to the head of the log. Raises what `restore` raises."""
@@ -106,6 +108,7 @@ class LocalCopy:
         if done.cancelled() or done.exception() is not None:
             return
         self.log.advance(position)
+        self.advanced_at = self._clock.monotonic()
         self.metadata = metadata
         self.since_snapshot.add(size_bytes)
         self.epoch._set(position.epoch)
