@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.forward import Forwarder, check_key
+from littlebigcluster.cluster.session import wrote
 from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
 from littlebigcluster.database import Done, Pending
 from littlebigcluster.epochs import Leader
@@ -56,7 +57,9 @@ class Writing:
         is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
         EpochTooLarge, NotAllowed, StoreUnavailable.
         """
-        return await self.submit(fn, timeout=timeout)
+        done = await self.submit(fn, timeout=timeout)
+        wrote(done.epoch)
+        return done
 
     async def execute(
         self, sql: str, parameters: Parameters = (), *, timeout: Duration | None = None, key: str | None = None
@@ -110,10 +113,15 @@ class Writing:
         limit = seconds(self.settings.write_timeout if timeout is None else timeout)
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is not None and work.vacuum():
-            done = await writer.vacuum(timeout=limit)
-            return Done(Result([], -1, None), done.epoch)
-        if writer is not None and key is None:
-            return await writer.submit(work.transaction(self._procedures), timeout=limit)
+            done = Done(Result([], -1, None), (await writer.vacuum(timeout=limit)).epoch)
+        elif writer is not None and key is None:
+            done = await writer.submit(work.transaction(self._procedures), timeout=limit)
+        else:
+            done = await self._forward(work, limit, key)
+        wrote(done.epoch)
+        return done
+
+    async def _forward(self, work: Work, limit: float, key: str | None) -> Done[Any]:
         until = self._clock.monotonic() + limit
         done = await self._forwarder.send(work, timeout=limit, key=key)
         left = max(0.0, until - self._clock.monotonic())
