@@ -13,6 +13,7 @@ class Relay:
         self._target = target
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._refusing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -26,8 +27,14 @@ class Relay:
         """From now on nothing passes, in either direction, and nobody is told."""
         self._flowing.clear()
 
+    def refuse(self) -> None:
+        """Break all connections, and every new one."""
+        self._refusing = True
+        self.cut()
+
     def flow(self) -> None:
         """Everything passes again."""
+        self._refusing = False
         self._flowing.set()
 
     def cut(self) -> None:
@@ -50,6 +57,9 @@ class Relay:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if self._refusing:
+            writer.transport.abort()
+            return
         there_reader, there_writer = await asyncio.open_connection(*self._target)
         self._writers |= {writer, there_writer}
         for source, sink in ((reader, there_writer), (there_reader, writer)):

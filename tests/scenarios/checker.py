@@ -140,6 +140,8 @@ class Recorder:
         self._cluster = cluster
         self.history = History()
         self.ids = count(1)
+        self.unresolved: dict[int, str] = {}
+        """The keys of forwarded writes whose outcome is unknown."""
         self._seen: dict[Node, int] = {}
 
     async def prepare(self, node: Node) -> None:
@@ -175,11 +177,24 @@ class Recorder:
         except REFUSALS:
             self.history.fates[write] = "refused"
             return "refused"
+        except OutcomeUnknown as error:
+            if error.key is not None:  # it has travelled
+                self.unresolved[write] = error.key
+            return "unknown"
         except LbcError:
             return "unknown"
         self.history.later.add(write)
         self.history.acknowledge(write, done.epoch)
         return "acknowledged"
+
+    async def resolve(self, node: Node) -> int:
+        """Send what is unresolved again, with its keys, through any node. Returns how many there were."""
+        unresolved, self.unresolved = self.unresolved, {}
+        for write, key in unresolved.items():
+            done = await node.execute(INSERT, (write,), key=key)
+            self.history.later.add(write)
+            self.history.acknowledge(write, done.epoch)
+        return len(unresolved)
 
     async def writes(self, node: Node, number: int) -> list[Fate]:
         """Several at once."""

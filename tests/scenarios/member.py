@@ -44,17 +44,29 @@ class Deadly(Wrapper):
 
     def __init__(self, store: Store, step: str | None) -> None:
         super().__init__(store)
-        self._step = step
+        self.step = step
         self.armed = False
 
     async def _request(self, operation: Operation, key: str, send: Callable[[], Awaitable[T]]) -> T:
         deadly = self.armed and operation == "create" and key.endswith(".wal")
-        if deadly and self._step == "before-put":
+        if deadly and self.step == "before-put":
             await die()
         result = await send()
-        if deadly and self._step == "after-put":
+        if deadly and self.step == "after-put":
             await die()
         return result
+
+
+def die_after_apply(store: Deadly) -> None:
+    """From when it is armed on, the leader dies when its copy has an epoch, and nobody was answered yet."""
+    apply_own = LocalCopy.apply_own
+
+    async def apply_own_and_die(self: LocalCopy, *rest: Any) -> None:
+        await apply_own(self, *rest)
+        if store.armed:
+            await die()
+
+    LocalCopy.apply_own = apply_own_and_die  # type: ignore[method-assign]
 
 
 async def main() -> None:
@@ -87,15 +99,8 @@ async def main() -> None:
 
 
 async def write(node: Any, store: Deadly, arguments: argparse.Namespace) -> None:
-    apply_own = LocalCopy.apply_own
-
-    async def apply_own_and_die(self: LocalCopy, *rest: Any) -> None:
-        await apply_own(self, *rest)
-        if store.armed:
-            await die()
-
     if arguments.die == "after-apply":
-        LocalCopy.apply_own = apply_own_and_die  # type: ignore[method-assign]
+        die_after_apply(store)
     operation = arguments.first
     led = False
     while True:

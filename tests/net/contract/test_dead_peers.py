@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import shutil
 import signal
-import subprocess
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -18,6 +13,7 @@ import pytest
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import PeerUnavailable
 from littlebigcluster.net import Authority, Client, NodeIdentity, Server
+from tests.namespaces import Network, network
 from tests.net.app import ContractApp
 from tests.net.peer import peer
 from tests.net.relay import Relay
@@ -106,72 +102,27 @@ async def test_a_connection_that_falls_silent_is_noticed_by_the_client(
             assert time.monotonic() - began < NOTICED_WITHIN_SECONDS
 
 
-class Wire:
-    """Two hosts with a wire between them: network namespaces of the kernel's own."""
-
-    SERVER, CLIENT = "10.213.77.1", "10.213.77.2"
-
-    def __init__(self) -> None:
-        self.server_side, self.client_side = (f"lbc-{os.getpid()}-{side}" for side in ("a", "b"))
-
-    def build(self) -> None:
-        for side in (self.server_side, self.client_side):
-            _run("ip", "netns", "add", side)
-        _run("ip", "link", "add", "eth0", "netns", self.server_side, "type", "veth",
-             "peer", "name", "eth0", "netns", self.client_side)  # fmt: skip
-        for side, address in ((self.server_side, self.SERVER), (self.client_side, self.CLIENT)):
-            _run("ip", "-n", side, "address", "add", f"{address}/24", "dev", "eth0")
-            _run("ip", "-n", side, "link", "set", "eth0", "up")
-        self.swallow(self.server_side, "-L")  # the packet filter must work, too
-
-    def swallow(self, side: str, *rule: str) -> None:
-        _run("ip", "netns", "exec", side, "iptables", *(rule or ("-A", "INPUT", "-j", "DROP")))
-
-    def remove(self) -> None:
-        for side in (self.server_side, self.client_side):
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
-                _run("ip", "netns", "delete", side)
-
-    def inside(self, side: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", side)
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=10)
-
-
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    try:
-        if shutil.which("ip") is None or shutil.which("iptables") is None:
-            raise OSError("the commands ip and iptables are needed")
-        wire.build()
-    except (OSError, subprocess.SubprocessError) as error:
-        wire.remove()
-        message = f"NOT TESTED with swallowed packets: {error} {getattr(error, 'stderr', b'') or b''!r}"
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
-    yield wire
-    wire.remove()
+def wire() -> Iterator[Network]:
+    with network(2) as made:
+        yield made
 
 
 @pytest.mark.parametrize("deaf", ["server", "client", "both"])
 async def test_swallowed_packets_are_noticed_on_both_sides(
-    deaf: str, wire: Wire, authority: Authority, clock: Clock
+    deaf: str, wire: Network, authority: Authority, clock: Clock
 ) -> None:
-    identity = authority.mint("node", [wire.SERVER, wire.CLIENT], timedelta(days=1), clock)
-    async with peer(identity, "server", "0.0.0.0", prefix=wire.inside(wire.server_side)) as server:
-        url = f"https://{wire.SERVER}:{await server.told()}"
+    sides = {"server": 1, "client": 2}
+    identity = authority.mint("node", [wire.address(1), wire.address(2)], timedelta(days=1), clock)
+    async with peer(identity, "server", "0.0.0.0", prefix=wire.inside(sides["server"])) as server:
+        url = f"https://{wire.address(sides['server'])}:{await server.told()}"
         # On this stream nothing is sent after its first piece: only keep-alives can notice.
-        async with peer(identity, "client", url, "/silence", prefix=wire.inside(wire.client_side)) as client:
+        async with peer(identity, "client", url, "/silence", prefix=wire.inside(sides["client"])) as client:
             await client.told("piece")
             began = time.monotonic()
-            for side, name in ((wire.server_side, "server"), (wire.client_side, "client")):
+            for name, host in sides.items():
                 if deaf in (name, "both"):
-                    wire.swallow(side)
+                    wire.swallow(host, "in")
             await client.told("lost", within_seconds=NOTICED_WITHIN_SECONDS)
             left = NOTICED_WITHIN_SECONDS - (time.monotonic() - began)
             await server.told("silence cancelled", within_seconds=left)

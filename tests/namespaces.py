@@ -1,0 +1,110 @@
+"""Hosts with addresses of their own on one wire: network namespaces of the kernel, and a bridge in one more.
+
+What is cut here is cut by the kernel: a cable that is pulled out, or packets that are swallowed in one direction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
+
+import pytest
+
+_numbers = itertools.count(1)
+_FORBIDDEN = (b"not permitted", b"permission denied")
+
+
+class Network:
+    """Hosts 1 to `hosts`, each with an `eth0` and a way out, as a machine in a data centre has."""
+
+    def __init__(self, hosts: int) -> None:
+        self.hosts = range(1, hosts + 1)
+        self._name = f"lbc-{os.getpid()}-{next(_numbers)}"
+        self._switch = f"{self._name}-switch"
+
+    def address(self, host: int) -> str:
+        return f"10.213.77.{host}"
+
+    def inside(self, host: int) -> tuple[str, ...]:
+        """In front of a command, to run it on that host."""
+        return ("ip", "netns", "exec", f"{self._name}-{host}")
+
+    def unplug(self, host: int) -> None:
+        """Nothing goes to this host or comes from it; nobody is told."""
+        self._ip(self._switch, "link", "set", f"port{host}", "down")
+
+    def plug(self, host: int) -> None:
+        self._ip(self._switch, "link", "set", f"port{host}", "up")
+
+    def swallow(self, host: int, direction: Literal["in", "out"]) -> None:
+        """What comes to this host, or what it sends, disappears; the other direction works."""
+        chain, device = ("INPUT", "-i") if direction == "in" else ("OUTPUT", "-o")
+        self._packet_filter(host, "-A", chain, device, "eth0", "-j", "DROP")
+
+    def flow(self, host: int) -> None:
+        """Nothing is swallowed any more."""
+        self._packet_filter(host, "-F")
+
+    def _packet_filter(self, host: int, *rule: str) -> None:
+        _run(*self.inside(host), "iptables", *rule)
+
+    def _ip(self, namespace: str, *command: str) -> None:
+        _run("ip", "-n", namespace, *command)
+
+    def build(self) -> None:
+        """Raises OSError, CalledProcessError."""
+        for command in ("ip", "iptables"):
+            if shutil.which(command) is None:
+                raise FileNotFoundError(f"the command {command} is needed")
+        _run("ip", "netns", "add", self._switch)
+        self._ip(self._switch, "link", "add", "bridge", "type", "bridge")
+        self._ip(self._switch, "link", "set", "bridge", "up")
+        for host in self.hosts:
+            name, port = f"{self._name}-{host}", f"port{host}"
+            _run("ip", "netns", "add", name)
+            _run("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port,
+                 "netns", self._switch)  # fmt: skip
+            self._ip(self._switch, "link", "set", port, "master", "bridge", "up")
+            self._ip(name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+            self._ip(name, "link", "set", "lo", "up")
+            self._ip(name, "link", "set", "eth0", "up")
+            self._ip(name, "route", "add", "default", "via", self.address(254))
+            self._packet_filter(host, "-L")  # it must work, too
+
+    def remove(self) -> None:
+        for name in (*(f"{self._name}-{host}" for host in self.hosts), self._switch):
+            with suppress(OSError, subprocess.SubprocessError):
+                _run("ip", "netns", "delete", name)
+
+
+@contextmanager
+def network(hosts: int) -> Iterator[Network]:
+    """A network while the block runs. Skips the test, loudly, where namespaces are not permitted; where they only
+    cannot be made, in CI it fails."""
+    made = Network(hosts)
+    try:
+        try:
+            made.build()
+        except (OSError, subprocess.SubprocessError) as error:
+            said: bytes = getattr(error, "stderr", None) or b""
+            message = f"NOT TESTED in network namespaces: {error} {said.decode(errors='replace')}"
+            permitted = os.geteuid() == 0 and not any(word in said.lower() for word in _FORBIDDEN)
+            if permitted and os.environ.get("CI") == "true":
+                pytest.fail(message, pytrace=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn(message, stacklevel=1)
+            pytest.skip(message)
+        yield made
+    finally:
+        made.remove()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=10)
