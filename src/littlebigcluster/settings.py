@@ -5,7 +5,7 @@ Durations are given as a `timedelta` or as seconds, and kept as seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,18 @@ class NodeSettings:
     insecure: bool = False
     """Allow `tls="off"` on addresses that other machines reach."""
 
+    tls_certificate: Path | bytes | None = None
+    """The node's own certificate instead of one by the cluster's authority: a PEM file, or what would be in it, with
+    the certificates between it and its authority. It must name the address at which others reach the node, and be for
+    servers and clients. Goes with `tls_private_key` and `tls_authorities`, on all nodes. Files that change are taken
+    up while the node runs."""
+
+    tls_private_key: Path | bytes | None = field(default=None, repr=False)
+    """The key of `tls_certificate`, not encrypted: RSA, or EC on the curve P-256 or P-384."""
+
+    tls_authorities: Path | bytes | None = None
+    """The authorities of `tls_certificate`: whoever has a certificate by one of them is a member."""
+
     clients: Literal["members", "anyone"] = "members"
     """Who may talk to the application's `app` and `leader_app`: only members of the cluster, by certificate, or
     anyone who reaches the port (over TLS still). The library's own routes are for members in either case."""
@@ -120,22 +132,40 @@ class NodeSettings:
     """Seconds a leader takes at most to finish its writes and release the leadership when it stops."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value: Any = getattr(self, field.name)
-            if "Duration" in str(field.type):
-                object.__setattr__(self, field.name, seconds(value))
-                if getattr(self, field.name) < 0:
-                    raise ValueError(f"{field.name} cannot be negative")
-            elif field.type in ("int", "float") and (isinstance(value, bool) or value <= 0):
-                raise ValueError(f"{field.name} must be positive, not {value!r}")
+        for each in fields(self):
+            value: Any = getattr(self, each.name)
+            if "Duration" in str(each.type):
+                object.__setattr__(self, each.name, seconds(value))
+                if getattr(self, each.name) < 0:
+                    raise ValueError(f"{each.name} cannot be negative")
+            elif each.type in ("int", "float") and (isinstance(value, bool) or value <= 0):
+                raise ValueError(f"{each.name} must be positive, not {value!r}")
         if self.tls not in ("on", "off"):
             raise ValueError(f'tls must be "on" or "off", not {self.tls!r}')
         if self.clients not in ("members", "anyone"):
             raise ValueError(f'clients must be "members" or "anyone", not {self.clients!r}')
         if self.directory is not None:
             object.__setattr__(self, "directory", Path(self.directory))
+        self._check_own_certificate()
         for name in ("leader_timeout", "poll_interval", "fence_validity"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be positive")
         if seconds(self.fence_validity) > 1800:
             raise ValueError("fence_validity must stay below half of the shortest retention (1800 s)")
+
+    def _check_own_certificate(self) -> None:
+        names = ("tls_certificate", "tls_private_key", "tls_authorities")
+        for name in names:
+            value: Any = getattr(self, name)
+            if isinstance(value, str):
+                # Never quoted: somebody may have given a key where a file is wanted.
+                if "\n" in value:
+                    raise ValueError(f"{name} is a path, or bytes; a PEM text has to be encoded")
+                object.__setattr__(self, name, Path(value))
+            elif value is not None and not isinstance(value, Path | bytes):
+                raise TypeError(f"{name} is a path, or bytes, not {type(value).__name__}")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given and len(given) < len(names):
+            raise ValueError(f"{', '.join(names)} go together; given: {', '.join(given)}")
+        if given and self.tls == "off":
+            raise ValueError(f'{given[0]} is of no use with tls="off"')

@@ -19,10 +19,12 @@ from cryptography import x509
 from littlebigcluster import Node, NodeSettings
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import certificates
-from littlebigcluster.cluster.certificates import Authorities, load_authorities, rotate_authority
+from littlebigcluster.cluster.certificates import Authorities, load_authorities
+from littlebigcluster.cluster.identity import Minted
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.errors import CorruptLog, PeerUnavailable, RequestTimeout
 from littlebigcluster.net import Authority, Client, NodeIdentity, bundle
+from littlebigcluster.store.wrappers import Wrapper
 from tests.cluster.group import Group, all_fed, eventually, group, identity
 
 QUIET = {"leader_timeout": 20.0}
@@ -256,16 +258,41 @@ def test_a_new_authority_does_not_sign_before_all_can_know_it() -> None:
     before = Shifted(-timedelta(days=1))
     old, new = Authority.create("lol", before), Authority.create("lol", Clock())
     both = Authorities([new, old], [2, 1])
-    assert both.signer(Clock()) is old
-    assert both.signer(Shifted(timedelta(seconds=certificates.SETTLED_SECONDS + 1))) is new
-    assert Authorities([new], [2]).signer(Clock()) is new
+    assert both.signer(in_seconds(0)) is old
+    assert both.signer(in_seconds(certificates.SETTLED_SECONDS)) is new
+    assert Authorities([new], [2]).signer(in_seconds(0)) is new
     certificate = both.mint(Clock().uuid7(), ["127.0.0.1"], Clock())
     assert certificate.ca_bundle_pem.count("BEGIN CERTIFICATE") == 2
+
+
+def test_a_former_authority_is_trusted_until_the_new_one_has_signed_for_all() -> None:
+    first, second = (Authority.create("lol", Shifted(timedelta(days=days))) for days in (-9, -8))
+    third, now = Authority.create("lol", Clock()), in_seconds(0)
+    assert list(Authorities([first], [1]).trusted(now)) == [first], "the only one never ends"
+    assert list(Authorities([second, first], [2, 1]).trusted(now)) == [second]
+    all_three = Authorities([third, second, first], [3, 2, 1])
+    assert list(all_three.trusted(now)) == [third, second]
+    by_the_new = in_seconds(certificates.SETTLED_SECONDS + certificates.LOOK_SECONDS)
+    assert (all_three.signer(by_the_new), list(all_three.trusted(by_the_new))) == (third, [third, second])
+    assert list(all_three.trusted(in_seconds(certificates.ENDED_SECONDS))) == [third]
+
+
+def test_who_signs_is_trusted_at_any_time() -> None:
+    ages = [0.0, 500.0, 1000.0, 2000.0, 3000.0, 4000.0]
+    made = [Authority.create("lol", Shifted(-timedelta(seconds=age))) for age in ages]
+    for now in (in_seconds(each * 400) for each in range(-5, 15)):
+        authorities = Authorities(made, range(len(made), 0, -1))
+        assert authorities.signer(now) in authorities.trusted(now)
+
+
+def in_seconds(seconds: float) -> datetime:
+    return Clock().now() + timedelta(seconds=seconds)
 
 
 async def test_the_authority_is_changed_while_all_goes_on(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(certificates, "SETTLED_SECONDS", 2.0)
+    monkeypatch.setattr(certificates, "ENDED_SECONDS", 6.0)
     a = await g.leader(settings=QUIET)
     b = await g.node(settings=QUIET)
     await all_fed(b)
@@ -280,7 +307,10 @@ async def test_the_authority_is_changed_while_all_goes_on(g: Group, monkeypatch:
             await asyncio.sleep(0.01)
 
     writing = asyncio.create_task(write_on())
-    assert await rotate_authority(g.store, "lol", clock=Clock()) == 2
+    rotation = await g.cluster.rotate_authority()
+    assert (rotation.number, rotation.begun_now) == (2, True)
+    again = await g.cluster.rotate_authority()
+    assert again == replace(rotation, begun_now=False), "a second one changes nothing"
     newcomer = await g.node(settings=QUIET)
     await all_fed(newcomer)
     await eventually(lambda: before not in [issuer(node) for node in (a, b, newcomer)])
@@ -290,9 +320,11 @@ async def test_the_authority_is_changed_while_all_goes_on(g: Group, monkeypatch:
     new, old = await trusted(g)
     former = old.mint("x", ["127.0.0.1"], HOUR, Clock(), trust=[new])
     assert await get(a, former) == 200, "during the change both are trusted"
-    await g.store.delete([names.authority(1)])
-    await eventually(lambda: a._listener._authorities.numbers == [2], "the former is trusted no more")  # type: ignore[union-attr]
-    await asyncio.sleep(0.3)
+    assert all(issuer(node) != before for node in (a, b, newcomer, late))
+    await eventually(lambda: trusts(a) == 1, "the former is trusted no more")
+    assert rotation.former_end_at is not None
+    assert Clock().now() >= rotation.former_end_at
+    assert len(await trusted(g)) == 2, "it is still there, and of no use"
     with pytest.raises((PeerUnavailable, RequestTimeout)):
         await get(a, former)
     await all_fed(b, newcomer, late)
@@ -301,6 +333,58 @@ async def test_the_authority_is_changed_while_all_goes_on(g: Group, monkeypatch:
     stop.set()
     await writing
     assert await b.read("SELECT count(*) FROM job") == [(written,)]
+
+
+def trusts(node: Node) -> int:
+    tls = node._listener._identity
+    assert tls is not None
+    return tls.ca_bundle_pem.count("BEGIN CERTIFICATE")
+
+
+async def test_a_leaked_authority_is_trusted_no_more_as_soon_as_nodes_look(
+    g: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.5)
+    a = await g.leader(settings=QUIET)
+    b = await g.node(settings=QUIET)
+    await all_fed(b)
+    before, leaked = issuer(a), (await trusted(g))[0].mint("x", ["127.0.0.1"], HOUR, Clock())
+    assert await get(a, leaked) == 200
+    await g.cluster.rotate_authority()
+    rotation = await g.cluster.rotate_authority(at_once=True)
+    assert (rotation.number, rotation.begun_now, rotation.former_end_at) == (3, True, None)
+    assert (await load_authorities(g.store)).numbers == [3]
+    await eventually(lambda: before not in (issuer(a), issuer(b)))
+    await all_fed(b)
+    for node in (a, b):
+        with pytest.raises((PeerUnavailable, RequestTimeout)):
+            await get(node, leaked)
+    await b.execute("INSERT INTO job VALUES (1)")
+    assert (await g.cluster.rotate_authority(at_once=True)).number == 4, "what was there before is worth nothing"
+
+
+async def test_what_is_left_of_former_rotations_is_deleted(g: Group) -> None:
+    for number, days in ((2, 9), (3, 8)):
+        made = Authority.create("lol", Shifted(-timedelta(days=days)))
+        await g.store.put(names.authority(number), made.to_json().encode())
+    assert (await g.cluster.rotate_authority()).number == 4
+    assert (await load_authorities(g.store)).numbers == [4, 3]
+
+
+async def test_two_who_rotate_at_the_same_time_make_one_authority(g: Group) -> None:
+    rotations = await asyncio.gather(*(g.cluster.rotate_authority() for _ in range(5)))
+    assert {each.number for each in rotations} == {2}
+    assert (await load_authorities(g.store)).numbers == [2, 1]
+
+
+async def test_an_authority_that_is_deleted_while_they_are_read_is_no_damage(g: Group) -> None:
+    class Retiring(Wrapper):
+        async def get(self, key: str) -> bytes | None:
+            if key == names.authority(1):
+                await g.cluster.rotate_authority(at_once=True)
+            return await super().get(key)
+
+    assert (await load_authorities(Retiring(g.store))).numbers == [2]
 
 
 async def test_a_node_cannot_join_without_an_authority(g: Group) -> None:
@@ -312,12 +396,15 @@ async def test_a_node_cannot_join_without_an_authority(g: Group) -> None:
 async def test_a_certificate_is_renewed_long_before_it_ends(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.1)
     a = await g.leader(settings=QUIET)
-    tls = a._listener._identity
+    tls, source = a._listener._identity, a._listener._source
     assert tls is not None
+    assert isinstance(source, Minted)
     await asyncio.sleep(0.4)
     assert a._listener._identity is tls, "not without need"
-    a._listener._identity = replace(tls, not_after=Clock().now() + timedelta(days=3))
-    await eventually(lambda: a._listener._identity.not_after > tls.not_after - HOUR)  # type: ignore[union-attr]
+    source.identity = replace(tls, not_after=Clock().now() + timedelta(days=3))
+    await eventually(lambda: a._listener._identity is not tls)
+    assert a._listener._identity is not None
+    assert a._listener._identity.not_after > tls.not_after - HOUR
     assert await get(a, await identity(g.store, "x")) == 200
 
 

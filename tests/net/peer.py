@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import PeerUnavailable
-from littlebigcluster.net import Client, NodeIdentity, Server
+from littlebigcluster.net import Client, NodeIdentity, Server, load_identity
 from tests.net.app import ContractApp
 
 
@@ -75,7 +75,7 @@ async def _follow(identity: NodeIdentity, url: str, path: str) -> None:
 
 
 def main() -> None:
-    identity = NodeIdentity.from_pem(*json.loads(sys.stdin.readline()))
+    identity = load_identity(*map(str.encode, json.loads(sys.stdin.readline())), host=None, now=Clock().now())
     role, *arguments = sys.argv[1:]
     asyncio.run({"server": _serve, "client": _follow}[role](identity, *arguments))
 

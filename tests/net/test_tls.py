@@ -97,19 +97,6 @@ def test_a_bundle_holds_each_authority_once(clock: Clock) -> None:
     assert one.certificate.subject != other.certificate.subject
 
 
-def test_own_certificates_are_checked(mint: Mint) -> None:
-    one, other = mint("one"), mint("other")
-    own = NodeIdentity.from_pem(one.cert_pem, one.key_pem, one.ca_bundle_pem)
-    assert own == one
-    with pytest.raises(ValueError, match="does not belong"):
-        NodeIdentity.from_pem(one.cert_pem, other.key_pem, one.ca_bundle_pem)
-    for parts in [("x", one.key_pem, one.ca_bundle_pem), (one.cert_pem, "x", one.ca_bundle_pem)]:
-        with pytest.raises(ValueError, match="not valid, unencrypted PEM"):
-            NodeIdentity.from_pem(*parts)
-    with pytest.raises(ValueError):
-        NodeIdentity.from_pem(one.cert_pem, one.key_pem, "x")
-
-
 def test_a_foreign_certificate_has_no_name_of_ours(clock: Clock) -> None:
     assert name_in_certificate(Authority.create("c", clock).cert_pem) is None
 

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect
+from littlebigcluster.cluster.certificates import Rotation, rotate_authority
 from littlebigcluster.cluster.description import Description, check_roles
 from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import Head, LogEntry, Status
 from littlebigcluster.cluster.node import Node
-from littlebigcluster.cluster.outside import ask_leader
+from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
 from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.net import ASGIApp
@@ -90,7 +91,7 @@ class Cluster:
         only the leader (below /leader when there is an `app` too); elsewhere it answers 503 and who leads.
 
         Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
-        DirectoryInUse, OSError when the address is taken.
+        DirectoryInUse, OSError when the address is taken, ValueError for an own certificate that cannot be used.
         """
         if settings is not None and not isinstance(settings, NodeSettings):
             raise TypeError(f"the settings of a node are NodeSettings, not {settings!r}")
@@ -136,13 +137,38 @@ class Cluster:
         without joining. Raises what `status` raises."""
         return inspect.head(self._store, expected_id=self._id, clock=self._clock)
 
-    async def ask_leader(self, method: str, path: str, value: Any = None) -> Any:
+    async def ask_leader(
+        self,
+        method: str,
+        path: str,
+        value: Any = None,
+        *,
+        settings: NodeSettings | None = None,
+        timeout: Duration = TIMEOUT_SECONDS,
+    ) -> Any:
         """The JSON that the present leader answers to a request, without joining: "GET", "/.lbc/status" for example.
 
-        Raises NotLeader when nobody leads, PeerUnavailable, RequestTimeout, LbcError when it refuses; and what
-        `status` raises.
+        `settings` are needed where nodes run with `tls="off"` or certificates of their own, and say the same.
+
+        Raises NotLeader when nobody leads, PeerUnavailable, RequestTimeout, LbcError when it refuses, ValueError for an
+        own certificate that cannot be used; and what `status` raises.
         """
-        return await ask_leader(self._store, method, path, value, expected_id=self._id, clock=self._clock)
+        return await ask_leader(
+            self._store, method, path, value,
+            expected_id=self._id,
+            settings=settings or NodeSettings(),
+            timeout=seconds(timeout),
+            clock=self._clock,
+        )  # fmt: skip
+
+    async def rotate_authority(self, *, at_once: bool = False) -> Rotation:
+        """Change the cluster's certificate authority while nodes run; returns when what happens. While one change is
+        under way, that one is told of. `at_once` is for a key that has leaked (see docs/OPERATING.md).
+
+        Raises NotInitialized, WrongCluster, CorruptLog, StoreUnavailable.
+        """
+        identity, _ = await read_identity(self._store, expected_id=self._id)
+        return await rotate_authority(self._store, identity.cluster_id, at_once=at_once, clock=self._clock)
 
 
 class Join:

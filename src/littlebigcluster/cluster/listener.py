@@ -9,9 +9,8 @@ import weakref
 from uuid import UUID
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import certificates
-from littlebigcluster.cluster.certificates import LIFETIME, Authorities, load_authorities
 from littlebigcluster.cluster.description import Description, host_and_port
+from littlebigcluster.cluster.identity import Source, source_of
 from littlebigcluster.errors import LbcError
 from littlebigcluster.net import (
     ASGIApp,
@@ -49,14 +48,14 @@ class Listener:
         self.address = ""
         """host:port, as others reach it."""
         self._server: Server | None = None
+        self._source: Source | None = None
         self._identity: NodeIdentity | None = None
-        self._authorities: Authorities | None = None
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         """All that use this node's certificate, to be given the next one."""
 
     async def start(self) -> None:
-        """Raises OSError when the address cannot be had, ValueError for one that must not be served in clear text,
-        CorruptLog, StoreUnavailable."""
+        """Raises OSError when the address cannot be had, ValueError for one that must not be served in clear text, and
+        for an own certificate that cannot be used, CorruptLog, StoreUnavailable."""
         asked = self._description.address or os.environ.get("LBC_ADDRESS") or format_address(reachable_host(""), 0)
         host, port = host_and_port(asked)
         secure = self._settings.tls == "on"
@@ -64,10 +63,10 @@ class Listener:
             self._refuse_clear_text(host)
         advertised = host_and_port(self._description.advertise) if self._description.advertise else None
         if secure:
-            self._authorities = await load_authorities(self._store)
-            names = [host] if not is_wildcard(host) else [reachable_host(host)]
-            self._hosts = [*names, *([advertised[0]] if advertised else []), "localhost", "127.0.0.1", "::1"]
-            self._identity = await asyncio.to_thread(self._mint)
+            hosts = [advertised[0]] if advertised else []
+            hosts += [reachable_host(host) if is_wildcard(host) else host, "localhost", "127.0.0.1", "::1"]
+            self._source = source_of(self._store, self._node, self._settings, hosts, clock=self._clock)
+            self._identity = await self._source.look()
         self._server = Server(
             self._app,
             host=host,
@@ -96,36 +95,33 @@ class Listener:
         return client
 
     async def renew(self) -> None:
-        """Follow rotations of the authority, and renew the certificate long before it ends. Until cancelled."""
-        while True:
-            await asyncio.sleep(certificates.LOOK_SECONDS)
-            if self._authorities is None or self._server is None or self._identity is None:
-                return
+        """Show a new certificate when there is one. Until cancelled. While the new one cannot be had or used, the
+        present one stays."""
+        told = ""
+        while self._source is not None:
+            await asyncio.sleep(self._source.look_seconds)
             try:
-                authorities = await load_authorities(self._store)
-            except LbcError as error:
-                logger.warning("cannot look for a rotated certificate authority: %s", error)
-                continue
-            if (
-                authorities.numbers != self._authorities.numbers
-                or authorities.signer(self._clock) != self._signer
-                or self._identity.not_after - self._clock.now() < LIFETIME / 2
-            ):
-                self._authorities = authorities
-                self._identity = await asyncio.to_thread(self._mint)
-                await self._server.reload(self._identity)
-                for client in tuple(self._clients):
-                    client.reload(self._identity)
-                logger.info("renewed the node's certificate; authorities %s", list(authorities.numbers))
+                identity = await self._source.look()
+                if identity is not self._identity:
+                    await self._show(identity)
+                told = ""
+            except (LbcError, ValueError) as error:
+                if str(error) != told:
+                    logger.warning("the node keeps the certificate that it shows: %s", error)
+                told = str(error)
+
+    async def _show(self, identity: NodeIdentity) -> None:
+        """Raises ValueError when it cannot be used."""
+        assert self._server is not None
+        await self._server.reload(identity)
+        for client in tuple(self._clients):
+            client.reload(identity)
+        self._identity = identity
+        logger.info("the node shows a new certificate, valid until %s", identity.not_after.isoformat())
 
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.stop(_STOP_SECONDS)
-
-    def _mint(self) -> NodeIdentity:
-        assert self._authorities is not None
-        self._signer = self._authorities.signer(self._clock)
-        return self._authorities.mint(self._node, self._hosts, self._clock)
 
     def _refuse_clear_text(self, host: str) -> None:
         if not is_loopback(host) and not self._settings.insecure:

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect
-from littlebigcluster.cluster.certificates import load_authorities
-from littlebigcluster.errors import LbcError, NotLeader
+from littlebigcluster.cluster.identity import source_of
+from littlebigcluster.errors import LbcError, NotLeader, PeerUnavailable
 from littlebigcluster.net import Client
+from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store
 
 TIMEOUT_SECONDS = 15.0
 
 
 async def ask_leader(
-    store: Store, method: str, path: str, value: Any = None, *, expected_id: str | None, clock: Clock
+    store: Store,
+    method: str,
+    path: str,
+    value: Any = None,
+    *,
+    expected_id: str | None,
+    settings: NodeSettings,
+    timeout: float = TIMEOUT_SECONDS,
+    clock: Clock,
 ) -> Any:
-    """The JSON that the leader answers, as the log names it.
+    """The JSON that the leader answers within `timeout` seconds, as the log names it. `settings` say how the nodes of
+    the cluster talk: over TLS or not, and by whose certificates. No other way is tried.
 
-    Raises NotLeader when nobody leads, PeerUnavailable, RequestTimeout, LbcError for a refusal, and what reading
-    the store raises.
+    Raises NotLeader when nobody leads, PeerUnavailable, RequestTimeout, LbcError for a refusal, ValueError for an own
+    certificate that cannot be used, and what reading the store raises.
     """
     leader = (await inspect.status(store, expected_id=expected_id)).leader
     if leader is None or not leader.address:
         raise NotLeader("nobody leads at the moment")
-    authorities = await load_authorities(store)
-    identity = await asyncio.to_thread(authorities.mint, clock.uuid7(), [], clock)
+    secure = settings.tls == "on"
+    identity = await source_of(store, clock.uuid7(), settings, [], clock=clock).look() if secure else None
     body = None if value is None else json.dumps(value).encode()
     headers = {"x-lbc-to": str(leader.uuid), "content-type": "application/json"}
-    async with Client(f"https://{leader.address}", tls=identity, clock=clock) as client:
-        response = await client.request(method, path, headers=headers, body=body, timeout=TIMEOUT_SECONDS)
-    answer = response.json()
-    if response.status != 200:
-        raise LbcError(f"{leader.address} refuses: {answer.get('error', response.status)}")
+    async with Client(f"{'https' if secure else 'http'}://{leader.address}", tls=identity, clock=clock) as client:
+        try:
+            response = await client.request(method, path, headers=headers, body=body, timeout=timeout)
+        except PeerUnavailable as error:
+            raise PeerUnavailable(f"no talking to the leader {_how(settings)}: {error}", sent=error.sent) from None
+    try:
+        answer = response.json()
+        refusal = response.status != 200 and answer.get("error", response.status)
+    except (ValueError, AttributeError):
+        answer, refusal = None, f"it answers {response.status} without JSON"
+    if refusal:
+        raise LbcError(f"{leader.address} refuses: {refusal}")
     return answer
+
+
+def _how(settings: NodeSettings) -> str:
+    if settings.tls == "off":
+        return "without TLS"
+    return "over TLS with " + (
+        "the given certificate" if settings.tls_certificate is not None else "the cluster's certificates"
+    )

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, serve_write
 from littlebigcluster.errors import NotLeader, StoreUnavailable
-from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, peer_name
+from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, shows_certificate
 from littlebigcluster.net.lifespan import live_as_one
 from littlebigcluster.net.routes import send_answer
 
@@ -92,7 +92,7 @@ class Service:
             await live_as_one(apps, scope, receive, send)
 
     async def _own(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._members_only and peer_name(scope) is None:
+        if self._members_only and not shows_certificate(scope):
             why = "only members of the cluster may ask this; show a certificate"
             await _refuse(scope, send, 401, {"error": why})
         elif scope["type"] == "http":

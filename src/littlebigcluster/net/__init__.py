@@ -3,10 +3,11 @@
 from littlebigcluster.net.address import format_address, is_loopback, is_wildcard, parse_address, reachable_host
 from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
 from littlebigcluster.net.client import Body, Client
+from littlebigcluster.net.pem import Pem, load_identity
 from littlebigcluster.net.responses import Response, StreamResponse
 from littlebigcluster.net.routes import Answer, Refused, Request, Router
 from littlebigcluster.net.server import CUT_OFF_HEADER, Server
-from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name
+from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name, shows_certificate
 
 __all__ = [
     "CUT_OFF_HEADER",
@@ -18,6 +19,7 @@ __all__ = [
     "Message",
     "NodeIdentity",
     "PeerName",
+    "Pem",
     "Receive",
     "Refused",
     "Request",
@@ -31,7 +33,9 @@ __all__ = [
     "format_address",
     "is_loopback",
     "is_wildcard",
+    "load_identity",
     "parse_address",
     "peer_name",
     "reachable_host",
+    "shows_certificate",
 ]

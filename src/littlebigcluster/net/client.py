@@ -35,6 +35,8 @@ from littlebigcluster.net.tls import NodeIdentity
 
 Body = bytes | AsyncIterator[bytes] | None
 
+_UNUSABLE: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, BuilderError)
+
 # What a stream, and all of them, may have under way unread. Generous, because a stream that has used up its window
 # can hold up the others on the same connection (see Server).
 _WINDOW_BYTES = 8 << 20
@@ -46,8 +48,8 @@ class Client:
     when it broke.
 
     A vanished or frozen peer is noticed within `ping_seconds` + `ping_timeout_seconds`, on a quiet connection too.
-    The peer's certificate must be signed by one of the identity's authorities and name the host of `base_url`
-    (unless the identity says otherwise). Belongs to one event loop.
+    The peer's certificate must be signed by one of the identity's authorities and name the host of `base_url`. Belongs
+    to one event loop. Raises ValueError for an identity that cannot be used, as `reload` does.
     """
 
     def __init__(
@@ -263,12 +265,14 @@ class Client:
         interval, patience = (timedelta(seconds=value) for value in self._pings)
         secrets: dict[str, Any] = {}
         if tls is not None:
-            secrets = {
-                "tls_verify": CertStore.from_pem_stack(tls.ca_bundle_pem.encode()),
-                "tls_verify_hostname": tls.check_hostname,
-                "tls_identity": Identity.from_pkcs8_pem(tls.cert_pem.encode(), tls.key_pem.encode()),
-                "tls_min_version": TlsVersion.TLS_1_3,
-            }
+            try:
+                secrets = {
+                    "tls_verify": CertStore.from_pem_stack(tls.ca_bundle_pem.encode()),
+                    "tls_identity": Identity.from_pkcs8_pem(tls.cert_pem.encode(), tls.key_pem.encode()),
+                    "tls_min_version": TlsVersion.TLS_1_3,
+                }
+            except _UNUSABLE as error:
+                raise ValueError(f"the certificate, the key or the CA bundle cannot be used: {error}") from None
         return wreq.Client(
             http2_only=True,
             http2_options=Http2Options(

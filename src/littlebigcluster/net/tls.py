@@ -2,7 +2,7 @@
 
 Whoever holds the authority's key may mint an identity of any name, so the name in a certificate says who somebody
 claims to be among equals; that it was signed by the authority is what keeps strangers out. Nothing here is ever
-written to a disk, and no private key shows in a `repr`.
+written to a disk, and no private key shows in a `repr`. Identities that others have made come from `pem.py`.
 """
 
 from __future__ import annotations
@@ -48,24 +48,6 @@ class NodeIdentity:
     ca_bundle_pem: str = field(repr=False)
     """Whose signatures are accepted: one certificate, or several while the authority changes."""
     not_after: datetime
-    check_hostname: bool = True
-    """Whether a client demands that the certificate names the address it connects to. Identities minted here
-    name the addresses of their node, so this stays on; with certificates of a wider authority (a company's) it
-    must."""
-
-    @classmethod
-    def from_pem(cls, cert_pem: str, key_pem: str, ca_bundle_pem: str, *, check_hostname: bool = True) -> NodeIdentity:
-        """An identity made elsewhere. Raises ValueError when a part is not PEM or key and certificate differ."""
-        try:
-            cert = x509.load_pem_x509_certificate(cert_pem.encode())
-            key = serialization.load_pem_private_key(key_pem.encode(), password=None)
-            x509.load_pem_x509_certificates(ca_bundle_pem.encode())
-        except (ValueError, TypeError):
-            # The parser's own message could quote what it read, and that may be the key.
-            raise ValueError("certificate, key or CA bundle is not valid, unencrypted PEM") from None
-        if cert.public_key() != key.public_key():
-            raise ValueError("the private key does not belong to the certificate")
-        return cls(cert_pem, key_pem, ca_bundle_pem, cert.not_valid_after_utc, check_hostname)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +166,22 @@ def bundle(authorities: Iterable[Authority]) -> str:
     return "".join(dict.fromkeys(authority.cert_pem for authority in authorities))
 
 
+def shows_certificate(scope: Mapping[str, Any]) -> bool:
+    """Whether this ASGI request came with a certificate, which the server has verified then."""
+    return bool(_chain(scope))
+
+
 def peer_name(scope: Mapping[str, Any]) -> PeerName | None:
     """Who sent this ASGI request, by the certificate that the server has verified.
 
     None without TLS, without a certificate, or when the certificate was not minted by an `Authority`.
     """
-    chain = (scope.get("extensions") or {}).get("tls", {}).get("client_cert_chain")
+    chain = _chain(scope)
     return name_in_certificate(chain[0]) if chain else None
+
+
+def _chain(scope: Mapping[str, Any]) -> Sequence[str]:
+    return (scope.get("extensions") or {}).get("tls", {}).get("client_cert_chain") or ()
 
 
 @lru_cache(maxsize=4096)
