@@ -17,7 +17,7 @@ from littlebigcluster import (
 )
 from littlebigcluster.epochs import names
 from littlebigcluster.store import Created, CreateOutcome, Fault, Faulty, Store, Wrapper
-from tests.scenarios.stage import memory
+from tests.scenarios.stage import Gate, eventually, memory
 
 
 class Careless(Wrapper):
@@ -69,6 +69,40 @@ async def test_of_many_who_initialize_at_once_with_the_same_id_a_cluster_comes_o
     results = await asyncio.gather(*(Cluster(store).init("lol") for n in range(6)), return_exceptions=True)
     assert all(result == "lol" or isinstance(result, AlreadyInitialized) for result in results)
     async with Cluster(store, id="lol").join(address="127.0.0.1:0") as node:
+        assert node.epoch.value == 0
+
+
+async def test_whoever_is_told_that_there_is_a_cluster_can_join_it(store: Store) -> None:
+    """Several nodes start at once, each with an `init`; the one that was fastest at first stands still half way."""
+    stuck, slow = Gate(store), asyncio.Event()
+
+    class Late(Wrapper):
+        """Has found no cluster, and waits with its first step until there is half of one."""
+
+        async def create(self, key: str, body: bytes) -> CreateOutcome:
+            if key == names.CLUSTER:
+                await slow.wait()
+            return await self.inner.create(key, body)
+
+    class Half(Wrapper):
+        """Stands still when the identity is there."""
+
+        async def create(self, key: str, body: bytes) -> CreateOutcome:
+            outcome = await self.inner.create(key, body)
+            if key == names.CLUSTER:
+                stuck.shut()
+            return outcome
+
+    late = asyncio.create_task(Cluster(Late(store)).init())
+    fast = asyncio.create_task(Cluster(Half(stuck)).init())
+    await eventually(lambda: stuck.held)
+    slow.set()
+    outcome = (await asyncio.gather(late, return_exceptions=True))[0]
+    assert isinstance(outcome, str | AlreadyInitialized)
+    async with Cluster(store).join(address="127.0.0.1:0") as node:
+        stuck.open()
+        with pytest.raises(AlreadyInitialized, match="join"):
+            await fast
         assert node.epoch.value == 0
 
 

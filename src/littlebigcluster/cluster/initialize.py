@@ -33,13 +33,14 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
     """Make the cluster; an id is made up if none is given. One that crashed half way, or whose answer was lost, is
     completed by calling it again with the same id, or none.
 
-    Raises AlreadyInitialized, UnsafeStore, StoreUnavailable.
+    Raises AlreadyInitialized (there is a cluster to join, or one with another id), UnsafeStore, StoreUnavailable.
     """
     identity = Identity(check_id(cluster_id or str(clock.uuid7())), clock.now(), settings)
     if await store.get(names.CLUSTER) is None:
         await probe_race(store, clock=clock)
-        await _create(store, names.CLUSTER, identity.encode(), clock=clock)
-    # Whoever has created the identity, it counts, and the first epoch follows from it.
+        await _created(store, names.CLUSTER, identity.encode(), clock=clock)
+    # Whoever has created the identity, it counts, and the first epoch follows from it. Who was slower does not leave
+    # it at that: the other may still be at it, or die, and there must be something to join.
     present, _ = await read_identity(store)
     other = cluster_id is not None and present.cluster_id != cluster_id
     if other or await store.get_range(names.snapshot(0), 0, 1) is not None:
@@ -50,16 +51,18 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
         raise AlreadyInitialized(f'{store.url} holds cluster "{present.cluster_id}" and its log already; join it')
     await create_authority(store, present.cluster_id, 1, clock=clock)
     body = await asyncio.to_thread(_first_snapshot, present, clock)
-    await _create(store, names.snapshot(0), body, clock=clock)
+    if not await _created(store, names.snapshot(0), body, clock=clock):
+        raise AlreadyInitialized(f"somebody else has initialized {store.url} at this moment; join it")
     return present
 
 
-async def _create(store: Store, key: str, body: bytes, *, clock: Clock) -> None:
+async def _created(store: Store, key: str, body: bytes, *, clock: Clock) -> bool:
+    """False when somebody else has created it."""
     match await put_if_absent(store, key, body, clock=clock, deadline_seconds=_DEADLINE_SECONDS):
         case Mine():
-            return
+            return True
         case Theirs():
-            raise AlreadyInitialized(f"somebody else initializes {store.url} at this moment; join it")
+            return False
         case Unresolved(cause):
             raise StoreUnavailable(
                 f"cannot tell whether {key} was written to {store.url}; run init again with the same id ({cause})"
