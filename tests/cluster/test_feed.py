@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from littlebigcluster import Node
+from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import feed, frames, presence
 from littlebigcluster.cluster.fed import Reporter
 from littlebigcluster.cluster.feed import Feed, Subscriber
@@ -24,7 +25,7 @@ from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.store import Faulty
 from littlebigcluster.watch import Watch
-from tests.cluster.group import HUGE, Group, all_fed, counted, eventually, group, member_client, report
+from tests.cluster.group import HUGE, Group, all_fed, counted, eventually, group, member_client, report, within
 from tests.net.relay import Relay
 from tests.scenarios.stage import WAIT
 
@@ -217,7 +218,7 @@ def test_a_frame_that_cannot_be_read_breaks_the_feed_and_not_the_node(kind: byte
     seen: list[Members] = []
     reporter = Reporter(
         Watch(None), me=lambda: None, session="s", connect=_no_client, follower=Deaf(), report_interval=1,
-        on_members=seen.append,
+        on_members=seen.append, clock=Clock(),
     )  # fmt: skip  # type: ignore[arg-type,return-value]
     with contextlib.suppress(ValueError, CorruptLog):
         reporter._take(kind, payload)
@@ -466,6 +467,17 @@ async def test_what_waits_for_one_that_does_not_read_is_bounded() -> None:
     assert received > 39 << 19
     assert await everything(slow) == []
     await reading.aclose()
+
+
+async def test_what_waits_for_many_is_held_once() -> None:
+    f = Feed(0)
+    slow = [f.subscribe(0).frames() for _ in range(3)]
+    published = [frames.pack_json(frames.KEEP_ALIVE, {"term": number}) for number in range(4)]
+    for frame in published:
+        f.publish(frame)
+    for reading in slow:
+        assert all([await within(anext(reading)) is frame for frame in published])
+        await reading.aclose()
 
 
 async def test_the_end_of_a_feed_lets_out_what_waits() -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import frames
 from littlebigcluster.cluster.membership import Member, Members
 from littlebigcluster.epochs import Leader, codec
@@ -25,7 +26,11 @@ HEARTBEAT_SECONDS = 1.5
 SUCCESSION_SECONDS = 1.0
 """So long the others leave the leadership to the chosen successor."""
 
-_RETRY_SECONDS = 0.25
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 4.0
+"""Between two attempts at the same leader, growing from the first to the longest: all followers of one that is gone
+try."""
+
 _REPORT_SECONDS = 1.0
 _GOODBYE_SECONDS = 1.0
 _FOR_GOOD = (400, 401, 403, 404, 405, 409, 413)
@@ -56,9 +61,11 @@ class Reporter:
         follower: Fed,
         report_interval: float,
         on_members: Callable[[Members], None],
+        clock: Clock,
     ) -> None:
         self._leader, self._me, self._session, self._connect = leader, me, session, connect
         self._follower, self._report_interval, self._on_members = follower, report_interval, on_members
+        self._clock = clock
         self.connected: Watch[bool] = Watch(False)
         self._client: Client | None = None
         self._reported: Member | None = None
@@ -72,22 +79,31 @@ class Reporter:
         while True:
             leader = await self._leader.until(lambda leader: leader is not None and leader.address)
             assert leader is not None
-            if leader.uuid == self._me().id:
-                await self._leader.until(_other_than(leader))
-                continue
-            reading = asyncio.create_task(self._read_and_report(leader))
+            attempts = asyncio.create_task(self._keep_fed(leader))
             changed = asyncio.create_task(self._leader.until(_other_than(leader)))
             try:
-                await asyncio.wait((reading, changed), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((attempts, changed), return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (reading, changed):
+                for task in (attempts, changed):
                     task.cancel()
-                await asyncio.gather(reading, changed, return_exceptions=True)
-            if not reading.cancelled() and (error := reading.exception()) is not None:
-                if not isinstance(error, PeerUnavailable | RequestTimeout | ValueError | CorruptLog):
-                    raise error
+                await asyncio.gather(attempts, changed, return_exceptions=True)
+            for task in (attempts, changed):
+                if not task.cancelled():
+                    task.result()
+
+    async def _keep_fed(self, leader: Leader) -> None:
+        """Hold the stream to this leader, until cancelled."""
+        if leader.uuid == self._me().id:
+            await asyncio.Event().wait()
+        failures = 0
+        while True:
+            began = _now()
+            try:
+                await self._read_and_report(leader)
+            except (PeerUnavailable, RequestTimeout, ValueError, CorruptLog) as error:
                 logger.debug("the feed of %s broke: %s", leader.uuid, error)
-            await asyncio.sleep(_RETRY_SECONDS)
+            failures = 0 if _now() - began > _LONGEST_PAUSE_SECONDS else failures + 1
+            await asyncio.sleep(pause_before_retry(failures, self._clock.random()))
 
     def changed(self) -> None:
         """Something about this node has changed: report at once."""
@@ -189,6 +205,13 @@ class Reporter:
         elif kind == frames.GOODBYE and json.loads(payload)["successor"] not in (None, str(self._me().id)):
             # It comes just before the epoch that releases the leadership; that one all see at the same moment.
             follower.abstain(SUCCESSION_SECONDS)
+
+
+def pause_before_retry(failures: int, chance: float) -> float:
+    """Seconds until the next attempt, after so many streams in a row that broke soon. `chance`, from 0 to 1, tells
+    followers apart, so that they do not all come at the same moment."""
+    longest = min(_FIRST_PAUSE_SECONDS * (1 << min(failures, 16)), _LONGEST_PAUSE_SECONDS)
+    return longest * (1 + chance) / 2
 
 
 def _now() -> float:

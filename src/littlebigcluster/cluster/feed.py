@@ -51,10 +51,10 @@ class Subscriber:
         """What to send, as it comes."""
         while True:
             while self._waiting:
-                piece = b"".join(self._waiting)
-                self._waiting.clear()
-                self._waiting_bytes = 0
-                yield piece
+                # Each as it is: all streams share one copy of a frame, also while they are slow to take it.
+                frame = self._waiting.popleft()
+                self._waiting_bytes -= len(frame)
+                yield frame
             if self._ended:
                 return
             self._woken.clear()

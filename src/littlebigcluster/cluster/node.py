@@ -220,6 +220,7 @@ class Node(Writing, Reading):
             follower=self._follower,
             report_interval=seconds(self.settings.member_timeout) / 4,
             on_members=self._saw_members,
+            clock=self._clock,
         )
 
     def _as_leader(self) -> Leader:

@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 _REPORT_BYTES = 64 << 10
 
-_SECONDS_A_MEMBER = 0.01
-"""The list with new epochs goes out at most once a second, and less often the longer it is."""
+_CHANGED_SECONDS, _CHANGED_SECONDS_A_MEMBER = 0.1, 0.001
+"""A list on which something but epochs has changed goes out at most so often, the less often the longer it is: what is
+sent grows with the square of its length, and when many come or go at once, each of them changes it."""
+
+_EPOCHS_SECONDS, _EPOCHS_SECONDS_A_MEMBER = 1.0, 0.01
+"""The same for a list on which only epochs have changed."""
 
 
 class Presence:
@@ -44,8 +48,7 @@ class Presence:
         self._roster = Roster(term, me, last, clock.monotonic(), timeout)
         self._feed = Feed(epoch)
         self._epoch = epoch
-        self._sent: Members | None = None
-        self._sent_at = clock.monotonic()
+        self._send_list(self._roster.members)
 
     def publish_epoch(self, epoch: int, body: bytes) -> None:
         """An epoch is durable: everybody may have it."""
@@ -62,7 +65,7 @@ class Presence:
         successor = to or self._choose_successor()
         if leaving:
             self._roster.leave()
-            self._send_members()
+            self._send_list(self._roster.members)
         self._feed.publish(frames.pack_json(frames.GOODBYE, {"successor": str(successor) if successor else None}))
 
     def _choose_successor(self) -> UUID | None:
@@ -87,16 +90,20 @@ class Presence:
         self._feed.end()
 
     def _send_members(self) -> None:
+        """Send the list if it has changed. If it was sent just now, `run` does it later."""
         members, sent = self._roster.members, self._sent
-        if members == sent:
-            return
-        now = self._clock.monotonic()
-        renumbered = sent is None or members.number != sent.number
-        if not renumbered and now - self._sent_at < max(1.0, len(members) * _SECONDS_A_MEMBER):
-            return
-        self._sent, self._sent_at = members, now
+        if members.number != sent.number:
+            least, a_member = _CHANGED_SECONDS, _CHANGED_SECONDS_A_MEMBER
+        else:
+            least, a_member = _EPOCHS_SECONDS, _EPOCHS_SECONDS_A_MEMBER
+        if members != sent and self._clock.monotonic() - self._sent_at >= max(least, len(members) * a_member):
+            self._send_list(members)
+
+    def _send_list(self, members: Members) -> None:
+        self._sent, self._sent_at = members, self._clock.monotonic()
+        self._sent_frame = frames.pack_json(frames.MEMBERS, members.to_json())
         self._on_members(members)
-        self._feed.publish(frames.pack_json(frames.MEMBERS, members.to_json()))
+        self._feed.publish(self._sent_frame)
 
     # -- requests of members ---------------------------------------------------------------------------------------
 
@@ -107,12 +114,13 @@ class Presence:
             self._roster.report(member, session, self._clock.monotonic())
         except DuplicateMember as error:
             raise Refused(409, str(error)) from None
+        self._send_members()
         return Answer(self._frames(member.epoch), headers={"content-type": "application/octet-stream"})
 
     async def _frames(self, epoch: int) -> AsyncGenerator[bytes]:
         subscriber = self._feed.subscribe(epoch)
         try:
-            subscriber.push(frames.pack_json(frames.MEMBERS, self._roster.members.to_json()))
+            subscriber.push(self._sent_frame)
             async with aclosing(subscriber.frames()) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -1,0 +1,191 @@
+"""Many followers: what they ask of a leader, together, stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import fed, frames
+from littlebigcluster.cluster.fed import Reporter, pause_before_retry
+from littlebigcluster.cluster.membership import Member, Members
+from littlebigcluster.cluster.presence import Presence
+from littlebigcluster.epochs import Leader
+from littlebigcluster.errors import PeerUnavailable
+from littlebigcluster.net import Client
+from littlebigcluster.watch import Watch
+from tests.cluster.group import eventually
+
+# -- a leader that cannot be had -----------------------------------------------------------------------------------
+
+
+def test_attempts_at_a_leader_that_cannot_be_had_grow_rare_and_are_spread() -> None:
+    longest = [pause_before_retry(failures, 1.0) for failures in range(100)]
+    shortest = [pause_before_retry(failures, 0.0) for failures in range(100)]
+    assert longest[1] <= 0.25, "back again soon"
+    assert longest == sorted(longest)
+    assert longest[-1] == 4.0
+    assert [2 * low for low in shortest] == longest
+    assert min(shortest) > 0
+
+
+class Attempts:
+    """Notes them; each fails."""
+
+    def __init__(self) -> None:
+        self.at: list[tuple[str, float]] = []
+
+    def connect(self, address: str) -> Client:
+        self.at.append((address, time.monotonic()))
+        raise PeerUnavailable("nobody there", sent=False)
+
+    def pauses(self, address: str) -> list[float]:
+        times = [at for who, at in self.at if who == address]
+        return [later - sooner for sooner, later in pairwise(times)]
+
+
+class Idle:
+    """A follower with nothing to do."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+async def test_a_storm_of_retries_dies_down_and_the_next_leader_is_asked_at_once() -> None:
+    attempts = Attempts()
+    me = Member(Clock().uuid7(), "127.0.0.1:1")
+    dead, next_one = (Leader(Clock().uuid7(), address, "") for address in ("127.0.0.1:2", "127.0.0.1:3"))
+    leader: Watch[Leader | None] = Watch(dead)
+    reporter = Reporter(
+        leader, me=lambda: me, session="s", connect=attempts.connect, follower=Idle(), report_interval=60,
+        on_members=lambda _: None, clock=Clock(),
+    )  # fmt: skip
+    running = asyncio.create_task(reporter.run())
+    try:
+        await asyncio.sleep(2.5)
+        pauses = attempts.pauses(dead.address)
+        assert pauses[0] < 0.5
+        assert len(pauses) <= 6, "a fixed pause of 0.25 s would have been ten"
+        assert pauses[-1] > pauses[0]
+        changed_at = time.monotonic()
+        leader._set(next_one)
+        await eventually(lambda: len(attempts.pauses(next_one.address)) >= 1)
+        first = next(at for who, at in attempts.at if who == next_one.address)
+        assert first - changed_at < 0.5
+        assert attempts.pauses(next_one.address)[0] < 0.5, "the count begins anew"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_stream_that_has_lasted_is_made_again_soon_however_many_failed_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fed, "_LONGEST_PAUSE_SECONDS", 0.8)
+    lasted: Iterator[float] = iter([0, 0, 0, 0, 1.0])
+    began: list[float] = []
+
+    class Lasting(Reporter):
+        async def _read(self, leader: Leader) -> None:
+            began.append(time.monotonic())
+            await asyncio.sleep(next(lasted, 0))
+            raise PeerUnavailable("it broke", sent=True)
+
+    me = Member(Clock().uuid7(), "127.0.0.1:1")
+    reporter = Lasting(
+        Watch(Leader(Clock().uuid7(), "127.0.0.1:2", "")), me=lambda: me, session="s", connect=Attempts().connect,
+        follower=Idle(), report_interval=60, on_members=lambda _: None, clock=Clock(),
+    )  # fmt: skip
+    running = asyncio.create_task(reporter.run())
+    try:
+        await eventually(lambda: len(began) >= 6)
+        assert began[4] - began[3] >= 0.4
+        assert began[5] - began[4] - 1.0 < 0.35
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+# -- the list of members -------------------------------------------------------------------------------------------
+
+
+class StillClock(Clock):
+    """Goes on when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Leading:
+    """The leader's side, by itself, with one stream that listens to it."""
+
+    def __init__(self) -> None:
+        self.clock = StillClock()
+        self.own: list[Members] = []
+        self.me = self.member(0)
+        self.presence = Presence(
+            1, 0, self.me, Members(), timeout=10, clock=self.clock, on_members=self.own.append, store_age=lambda: 0.0
+        )
+        self.stream = self.presence._feed.subscribe(0)
+
+    def member(self, number: int) -> Member:
+        return Member(UUID(int=number), f"127.0.0.1:{number}")
+
+    def join(self, number: int) -> None:
+        self.presence._roster.report(self.member(number), "s", self.clock.monotonic())
+        self.presence._send_members()
+
+    def goodbye(self, number: int) -> None:
+        self.presence._roster.goodbye(UUID(int=number))
+        self.presence._send_members()
+
+    def lists(self) -> list[int]:
+        """How long the lists are that were sent since the last call."""
+        sent = [json.loads(frame[5:]) for frame in self.stream._waiting if frame[:1] == frames.MEMBERS]
+        self.stream._waiting.clear()
+        return [len(each["members"]) for each in sent]
+
+
+async def test_one_that_comes_or_goes_is_told_to_all_at_once() -> None:
+    leading = Leading()
+    leading.clock.advance(1)
+    leading.join(1)
+    assert leading.lists() == [2]
+    leading.clock.advance(1)
+    leading.goodbye(1)
+    assert leading.lists() == [1]
+    assert [len(members) for members in leading.own] == [1, 2, 1]
+
+
+async def test_a_crowd_that_comes_and_goes_does_not_cost_a_list_to_each_for_each() -> None:
+    leading = Leading()
+    leading.clock.advance(1)
+    for number in range(1, 201):
+        leading.join(number)
+        leading.clock.advance(0.001)
+    assert len(leading.lists()) <= 3
+    leading.clock.advance(0.5)
+    leading.presence._send_members()  # as `run` does
+    assert leading.lists() == [201]
+    for number in range(1, 201):
+        leading.goodbye(number)
+        leading.clock.advance(0.001)
+    assert len(leading.lists()) <= 3
+    leading.clock.advance(0.5)
+    leading.presence._send_members()
+    assert leading.lists() == [1]
+    assert len(leading.own[-1]) == 1
