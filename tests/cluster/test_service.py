@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -165,14 +166,19 @@ async def test_status_tells_what_the_node_knows(g: Group) -> None:
     for node in (a, b):
         status, told, headers = await get(node, a, "/.lbc/status")
         assert (status, headers["content-type"]) == (200, "application/json")
+        original = {"cluster_id", "this", "roles", "leader", "epoch", "last_update", "snapshot_epoch", "members"}
+        assert set(told) == original | {"database_size_bytes", "term", "is_leader"}
         assert told["cluster_id"] == "lol"
         assert told["this"]["id"] == str(node.id)
+        assert told["roles"] == told["this"]["roles"] == list(node.roles)
         assert told["is_leader"] == (node is a)
         assert told["leader"]["uuid"] == str(a.id)
         assert told["leader"]["address"] == a.address
         assert (told["epoch"], told["term"], told["snapshot_epoch"]) == (a.epoch.value, 1, 0)
-        assert told["database_size_bytes"] > 0
-        assert told["last_update"].startswith("20")
+        assert told["database_size_bytes"] == (await node.read("PRAGMA page_count"))[0][0] * 4096
+        stamped = await node.read("SELECT value FROM _lbc WHERE key = 'last_update'")
+        late = datetime.fromisoformat(told["last_update"]) - datetime.fromisoformat(stamped[0][0])
+        assert timedelta() <= late < timedelta(seconds=5), "stamped inside, then closed"
         assert [each["id"] for each in told["members"]["members"]] == [str(a.id), str(b.id)]
 
 

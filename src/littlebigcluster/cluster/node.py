@@ -153,6 +153,7 @@ class Node(Writing, Reading):
         return {
             "cluster_id": self.cluster_id,
             "this": self._member().to_json(),
+            "roles": list(self.roles),
             "is_leader": self.is_leader,
             "leader": leader.to_json() if leader else None,
             "term": metadata.term,
