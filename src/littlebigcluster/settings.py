@@ -80,7 +80,7 @@ class NodeSettings:
     insecure: bool = False
     """Allow `tls="off"` on addresses that other machines reach."""
 
-    tls_certificate: Path | bytes | None = None
+    tls_certificate: Path | bytes | None = field(default=None, repr=False)
     """The node's own certificate instead of one by the cluster's authority: a PEM file, or what would be in it, with
     the certificates between it and its authority. It must name the address at which others reach the node, and be for
     servers and clients. Goes with `tls_private_key` and `tls_authorities`, on all nodes. Files that change are taken
@@ -89,7 +89,7 @@ class NodeSettings:
     tls_private_key: Path | bytes | None = field(default=None, repr=False)
     """The key of `tls_certificate`, not encrypted: RSA, or EC on the curve P-256 or P-384."""
 
-    tls_authorities: Path | bytes | None = None
+    tls_authorities: Path | bytes | None = field(default=None, repr=False)
     """The authorities of `tls_certificate`: whoever has a certificate by one of them is a member."""
 
     clients: Literal["members", "anyone"] = "members"

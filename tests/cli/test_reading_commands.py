@@ -6,13 +6,16 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 import littlebigcluster as lbc
-from littlebigcluster.cli.reading import _unique
+from littlebigcluster.cli.reading import STATUS_SECONDS, _unique, show_status
 from tests.cli.programs import LBC, environment, error_line, output, run
 
 
@@ -38,6 +41,7 @@ def store(tmp_path: Path) -> str:
 
 def test_status_tells_what_the_objects_say(store: str) -> None:
     status = json.loads(output("-p", store, "status", "--json"))
+    assert (status["source"], status["leader_error"]) == ("store", "nobody leads at the moment")
     assert status["cluster_id"] == "lol"
     assert status["store"] == f"file://{store}"
     assert (status["epoch"], status["term"], status["leader"]) == (4, 1, None)
@@ -50,7 +54,109 @@ def test_status_tells_what_the_objects_say(store: str) -> None:
     lines = output("-p", store, "status").splitlines()
     assert "Leader       released" in lines
     assert "Epoch        4" in lines
-    assert len(lines) == 12
+    assert len(lines) == 13
+
+
+async def status_of(store: Path, *options: str) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads(await asyncio.to_thread(output, "-p", str(store), "status", "--json", *options))
+    return status
+
+
+async def test_status_is_by_the_leader_when_it_answers_and_else_by_the_store_in_one_shape(tmp_path: Path) -> None:
+    cluster = lbc.Cluster(tmp_path)
+    await cluster.init("lol")
+    here = {"address": "127.0.0.1:0", "settings": lbc.NodeSettings(epoch_interval=0)}
+    async with cluster.join(can_lead=True, az="AZ7", roles=["web"], **here) as node:
+        await node.wait_until_leader(timeout=10)
+        await node.execute("CREATE TABLE job(id INTEGER PRIMARY KEY)")
+        live, alone = await status_of(tmp_path), await status_of(tmp_path, "--store-only")
+        assert (live["source"], live["leader_error"]) == ("leader", None)
+        assert (alone["source"], alone["leader_error"], alone["members"]) == ("store", None, None)
+        assert list(live) == list(alone)
+        same = set(live) - {"source", "members", "beacon"}  # that may come at any time
+        assert {name: live[name] for name in same} == {name: alone[name] for name in same}
+        assert [(each["id"], each["roles"]) for each in live["members"]["members"]] == [(str(node.id), ["web"])]
+        shown = await asyncio.to_thread(output, "-p", str(tmp_path), "status")
+        assert "Source       the leader\n" in shown
+        assert f"│ L │ {node.id} │" in shown
+        wrong = await status_of(tmp_path, "--tls", "off")
+        assert wrong["source"] == "store"
+        assert "without TLS" in wrong["leader_error"]
+    after = await status_of(tmp_path)
+    assert (after["source"], after["leader"]) == ("store", None)
+    assert list(after) == list(live)
+
+
+async def frozen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A leader that takes connections and says nothing."""
+    await reader.read()
+    writer.close()
+
+
+async def test_status_does_not_wait_long_for_a_leader_that_does_not_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = lbc.Cluster(tmp_path)
+    await cluster.init("lol")
+    async with await asyncio.start_server(frozen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        # It tells others to go where nobody answers.
+        async with cluster.join(can_lead=True, address="127.0.0.1:0", advertise=f"127.0.0.1:{port}") as node:
+            await node.wait_until_leader(timeout=10)
+            began = time.monotonic()
+            await show_status(cluster, lbc.NodeSettings(), as_json=True)
+            assert time.monotonic() - began < STATUS_SECONDS + 4
+            status = json.loads(capsys.readouterr().out)
+            assert status["source"] == "store"
+            assert status["leader_error"]
+            assert UUID(status["leader"]["uuid"]) == node.id
+            assert (await status_of(tmp_path, "--store-only"))["leader_error"] is None, "nobody was asked"
+
+
+async def test_members_and_step_down_reach_a_leader_without_tls_only_when_told_so(tmp_path: Path) -> None:
+    cluster = lbc.Cluster(tmp_path)
+    await cluster.init("lol")
+    settings = lbc.NodeSettings(tls="off")
+    async with cluster.join(can_lead=True, address="127.0.0.1:0", settings=settings) as node:
+        await node.wait_until_leader(timeout=10)
+        for command in ("members", "step-down"):
+            refused = await asyncio.to_thread(error_line, "-p", str(tmp_path), command)
+            assert "over TLS with the cluster's certificates" in refused
+        assert node.is_leader
+        told = await asyncio.to_thread(output, "-p", str(tmp_path), "members", "--tls", "off", "--json")
+        assert [each["id"] for each in json.loads(told)["members"]] == [str(node.id)]
+        term = node.term
+        await asyncio.to_thread(output, "-p", str(tmp_path), "step-down", "--tls", "off")
+        await node.wait_until_leader(timeout=20)
+        assert node.term > term
+
+
+def test_half_of_an_own_certificate_is_refused_in_one_line(store: str, tmp_path: Path) -> None:
+    file = tmp_path / "tls.crt"
+    for command in (["members"], ["status"], ["step-down"], ["follower"]):
+        assert "go together; given: tls_certificate" in error_line(
+            "-p", store, *command, "--tls-certificate", str(file)
+        )
+
+
+def test_rotate_authority_says_what_happens_when_and_may_be_repeated(store: str) -> None:
+    authorities = Path(store, ".lbc", "ca")
+    first = output("-p", store, "rotate-authority").splitlines()
+    assert first[0] == "Authority 2 is made; nodes go on meanwhile."
+    moments = [datetime.fromisoformat(line[8:28]) for line in first[1:4]]
+    made_at = datetime.now(UTC)
+    for moment, minutes in zip(moments, (30, 30, 60), strict=True):
+        assert abs(moment - made_at - timedelta(minutes=minutes)) < timedelta(seconds=30)
+    second = output("-p", store, "rotate-authority").splitlines()
+    assert second[0] == "Authority 2 is being introduced; nothing was changed."
+    assert second[1:] == first[1:]
+    assert sorted(each.name for each in authorities.iterdir()) == [f"{number:020}.json" for number in (1, 2)]
+    assert "Authority 3 is made, and the former ones are deleted." in output(
+        "-p", store, "rotate-authority", "--at-once"
+    )
+    assert [each.name for each in authorities.iterdir()] == [f"{3:020}.json"]
+    for shown in (first, second):
+        assert not [line for line in shown if "KEY" in line]
 
 
 async def test_status_names_a_living_leader_and_its_beacon(tmp_path: Path) -> None:
@@ -143,7 +249,7 @@ def test_reading_leaves_the_store_as_it_is(store: str) -> None:
         return {str(file): file.stat().st_mtime_ns for file in Path(store).rglob("*")}
 
     before = everything()
-    for command in (["status"], ["log"], ["sql", "SELECT 1"]):
+    for command in (["status"], ["status", "--store-only"], ["log"], ["sql", "SELECT 1"]):
         output("-p", store, *command)
     assert everything() == before
 

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from littlebigcluster import __version__
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
-from littlebigcluster.cli.reading import show_log, show_members, show_sql, show_status
+from littlebigcluster.cli.reading import show_log, show_members, show_rotation, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
 from littlebigcluster.cluster import Cluster
@@ -106,10 +106,34 @@ def _member_options(command: F) -> F:
             help="Keep the local copy here, which makes the next start faster. One per node; a cache, no more.",
         ),
         _seconds("poll-interval", "Between two looks for the next epoch."),
+        click.option("--insecure", is_flag=True, help="With --tls off: serve other machines, too."),
     ]
+    return _with(_tls_options(command), options)
+
+
+def _with(command: F, options: Sequence[Callable[[F], F]]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _file(name: str, help: str) -> Callable[[F], F]:
+    kind, variable = click.Path(path_type=Path, dir_okay=False), "LBC_" + name.upper().replace("-", "_")
+    return click.option(f"--{name}", type=kind, metavar="FILE", envvar=variable, show_envvar=True, help=help)
+
+
+def _tls_options(command: F) -> F:
+    """How the nodes of the cluster talk: nothing else is tried."""
+    options = [
+        click.option(
+            "--tls", type=click.Choice(["on", "off"]), default="on", show_default=True,
+            help="Whether nodes talk over TLS; the same on all of them.",
+        ),
+        _file("tls-certificate", "An own certificate (PEM) instead of one by the cluster's authority."),
+        _file("tls-private-key", "Its key."),
+        _file("tls-authorities", "The authorities of all nodes' certificates."),
+    ]  # fmt: skip
+    return _with(command, options)
 
 
 def _join_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -141,27 +165,49 @@ _json = click.option("--json", "as_json", is_flag=True, help="JSON, for programs
 
 @cli.command()
 @_json
+@_tls_options
 @click.pass_obj
-def members(place: Place, as_json: bool) -> None:
+def members(place: Place, /, as_json: bool, **tls: Any) -> None:
     """Who is in the cluster, as its leader tells."""
-    run(show_members(place.cluster(), as_json=as_json))
+    run(show_members(place.cluster(), NodeSettings(**tls), as_json=as_json))
 
 
 @cli.command()
 @click.option("--to", metavar="UUID", help="Who shall lead; the standby with the lowest lag if not given.")
+@_tls_options
 @click.pass_obj
-def step_down(place: Place, to: str | None) -> None:
+def step_down(place: Place, /, to: str | None, **tls: Any) -> None:
     """Have the leader hand over to a standby; no write is lost."""
-    run(place.cluster().ask_leader("POST", "/.lbc/step-down", {"to": to}))
+    run(place.cluster().ask_leader("POST", "/.lbc/step-down", {"to": to}, settings=NodeSettings(**tls)))
     click.echo("The leader has handed over.")
 
 
 @cli.command()
-@_json
+@click.option(
+    "--at-once", is_flag=True,
+    help="The key has leaked: trust no former authority any more. Nodes may refuse each other for 10 minutes.",
+)  # fmt: skip
 @click.pass_obj
-def status(place: Place, as_json: bool) -> None:
-    """What the store says about the cluster. Joins nothing, writes nothing."""
-    run(show_status(place.cluster(), as_json=as_json))
+def rotate_authority(place: Place, at_once: bool) -> None:
+    """Change the cluster's certificate authority, while nodes run.
+
+    Says what happens when. May be repeated: while one change is under way, it only says how far that is.
+    """
+    run(show_rotation(place.cluster(), at_once=at_once))
+
+
+@cli.command()
+@click.option("--store-only", is_flag=True, help="Do not ask the leader.")
+@_json
+@_tls_options
+@click.pass_obj
+def status(place: Place, /, store_only: bool, as_json: bool, **tls: Any) -> None:
+    """How the cluster is: by its leader, or else by the store, and which of them says it.
+
+    Joins nothing, writes nothing. The JSON has the same fields in both cases; `source` is "leader" or "store", and
+    `members` is null when only the store was read. `leader_error` says why the leader did not answer.
+    """
+    run(show_status(place.cluster(), None if store_only else NodeSettings(**tls), as_json=as_json))
 
 
 @cli.command()
