@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import fastapi
 import pytest
+import uvicorn
 
 import littlebigcluster as lbc
 from littlebigcluster import errors
@@ -34,7 +37,7 @@ assert isinstance(app.cli, click.Group)
 cli = app.cli
 WRITTEN = ("ARCHITECTURE.md", "FORMAT.md", "OPERATING.md", "TESTING.md")
 LASTING = ("leader", "follower", "demo")
-BUILTINS = ("export",)
+BUILTINS = ("export", "curl")
 QUICK = lbc.NodeSettings(epoch_interval=0)
 
 # Programs
@@ -65,11 +68,67 @@ async def scene() -> AsyncIterator[dict[str, Any]]:
         yield {"lbc": lbc, "cluster": cluster, "node": node, "done": done}
 
 
+async def run(line: int, source: str, names: dict[str, Any]) -> None:
+    """A snippet; what it defines is in `names` then."""
+    compiled = compile("\n" * (line - 1) + source, str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    await (types.FunctionType(compiled, names)() or asyncio.sleep(0))
+
+
 @pytest.mark.parametrize(("line", "source"), SNIPPETS, ids=[f"line{line}" for line, _ in SNIPPETS])
 async def test_snippets_run(line: int, source: str) -> None:
-    compiled = compile("\n" * (line - 1) + source, str(README), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     async with scene() as names, asyncio.timeout(30):
-        await (types.FunctionType(compiled, names)() or asyncio.sleep(0))
+        await run(line, source, names)
+
+
+def snippet(word: str) -> tuple[int, str]:
+    """The only one that holds this word."""
+    ((line, source),) = [(line, source) for line, source in SNIPPETS if word in source]
+    return line, source
+
+
+async def curl(*arguments: str) -> tuple[dict[str, str], str]:
+    """The headers and the body of an answer."""
+    command = ["curl", "--silent", "--include", "--fail-with-body", "--max-time", "10", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output
+    head, _, body = output.decode().replace("\r\n", "\n").partition("\n\n")
+    return dict(line.split(": ", 1) for line in head.splitlines()[1:]), body
+
+
+async def test_the_web_application_serves_strangers_on_the_port_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBC_ADDRESS", "127.0.0.1")
+    async with scene() as names, asyncio.timeout(30):
+        await run(*snippet("def this_node"), names)
+        async with names["joining"] as node:
+            headers, _ = await curl("--insecure", "-X", "POST", f"https://{node.address}/jobs/second")
+            assert int(headers["x-lbc-epoch"]) > names["done"].epoch
+            _, body = await curl("--insecure", f"https://{node.address}/jobs")
+            assert json.loads(body) == ["first", "second"]
+
+
+async def test_a_web_server_of_ones_own_has_the_node_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBC_ADDRESS", "127.0.0.1")
+    async with scene() as names, asyncio.timeout(30):
+        await run(*snippet("def lifespan"), names)
+
+        @names["app"]._app.get("/jobs")
+        async def jobs(request: fastapi.Request) -> list[Any]:
+            return await request.state.lbc.read("SELECT name FROM job")
+
+        server = uvicorn.Server(uvicorn.Config(names["app"], port=0, log_config=None))
+        serving = asyncio.create_task(server.serve())
+        try:
+            while not server.started:
+                assert not serving.done()
+                await asyncio.sleep(0.01)
+            host, port = server.servers[0].sockets[0].getsockname()
+            headers, body = await curl(f"http://{host}:{port}/jobs")
+        finally:
+            server.should_exit = True
+            await serving
+        assert json.loads(body) == [["first"]]
+        assert int(headers["x-lbc-epoch"]) >= names["done"].epoch
 
 
 # Commands

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Iterable
@@ -86,7 +85,7 @@ class ReadYourWrites:
         kept = _kept(scope["headers"]) if self._cookie else 0
         try:
             seen = await _catch_up(node, max(known, kept), self._timeout_seconds)
-        except (TimeoutError, LbcError) as error:
+        except LbcError as error:
             logger.debug("a session at epoch %d has to wait: %s", max(known, kept), error)
             told = {"error": "this node is behind what the session has seen", "epoch": node.epoch.value}
             await send_answer(Answer.json(told, 503, {"retry-after": "1"}), send)
@@ -95,16 +94,13 @@ class ReadYourWrites:
 
         async def send_with_epoch(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = message.get("headers", ())
+                headers = list(message.get("headers", ()))
                 epoch = max(session.newest, node.epoch.value, _epoch(headers))
                 message = {**message, "headers": self._marked(headers, epoch, kept)}
             await send(message)
 
-        token = _session.set(session)
-        try:
-            await self._app(scope, receive, send_with_epoch)
-        finally:
-            _session.reset(token)
+        _session.set(session)
+        await self._app(scope, receive, send_with_epoch)
 
     def _marked(self, headers: Headers, epoch: int, kept: int) -> list[tuple[bytes, bytes]]:
         marked = [(name, value) for name, value in headers if name.lower() != _NAME]
@@ -117,16 +113,16 @@ class ReadYourWrites:
 async def _catch_up(node: Node, epoch: int, timeout_seconds: float) -> int:
     """Return when reads on this node include the epoch: the epoch; or 0 when the log has none of this number yet.
 
-    Raises TimeoutError, LbcError.
+    Raises LbcError.
     """
     if node.epoch.value >= epoch:
         return epoch
-    async with asyncio.timeout(timeout_seconds):
-        try:
-            await node.read("SELECT 1", at_least=epoch, timeout=_FEED_SECONDS)
-        except DeadlineExceeded:
-            # Whoever got this number from the cluster got it when the epoch was durable, so this read includes it.
-            await node.read("SELECT 1", consistency="strong", timeout=timeout_seconds)
+    at_first = min(_FEED_SECONDS, timeout_seconds)
+    try:
+        await node.read("SELECT 1", at_least=epoch, timeout=at_first)
+    except DeadlineExceeded:
+        # Whoever got this number from the cluster got it when the epoch was durable, so this read includes it.
+        await node.read("SELECT 1", consistency="strong", timeout=timeout_seconds - at_first)
     if node.epoch.value >= epoch:
         return epoch
     logger.debug("a session says it has seen epoch %d, but the newest is %d", epoch, node.epoch.value)
