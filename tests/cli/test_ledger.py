@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from littlebigcluster.cli.demo.lag import Lag
-from littlebigcluster.cli.demo.ledger import Ledger, quantile
+from littlebigcluster.cli.demo.ledger import Acknowledgement, Ledger, quantile
 from littlebigcluster.cli.demo.summary import Findings, shown, summary
 from littlebigcluster.clock import Clock
 
 
 def ledger() -> Ledger:
-    """Writes 1 to 4 acknowledged, 5 refused, 6 and 7 without an answer."""
-    made = Ledger()
-    for number in (1, 2, 3, 4):
-        made.record(number, "acknowledged", latency_seconds=number / 1000, epoch=number + 10)
-    made.record(5, "refused", latency_seconds=9.0)
-    made.record(6, "unknown", latency_seconds=9.0)
-    made.record(7, "unknown", latency_seconds=9.0)
-    return made
+    """Writes 1 to 4 acknowledged, the even ones through a follower, 5 refused, 6 and 7 without an answer."""
+    acknowledged = {
+        number: Acknowledgement(f"node {2 - number % 2}", number % 2 == 1, number + 10, 100.0 - number, number / 1000)
+        for number in (1, 2, 3, 4)
+    }
+    return Ledger(acknowledged, {5}, {6, 7})
 
 
 def test_rows_that_agree_hold_whatever_became_of_the_unknown_ones() -> None:
@@ -24,7 +22,7 @@ def test_rows_that_agree_hold_whatever_became_of_the_unknown_ones() -> None:
         verdict = ledger().check(rows)
         assert verdict.holds
         assert verdict.rows == len(rows)
-        assert verdict.unknown_present == len(rows) - 4
+        assert verdict.unknown_present == set(rows) - {1, 2, 3, 4}
 
 
 def test_an_acknowledged_row_that_is_missing_is_lost() -> None:
@@ -40,14 +38,23 @@ def test_a_row_that_nobody_wrote_is_a_phantom() -> None:
     assert ledger().check([1, 2, 3, 4, 8]).phantom == {8}
 
 
-def test_a_row_that_is_there_twice_is_a_phantom() -> None:
+def test_a_write_that_is_done_twice_is_doubled() -> None:
     verdict = ledger().check([1, 2, 2, 3, 4])
-    assert (verdict.phantom, verdict.holds) == ({2}, False)
+    assert (verdict.doubled, verdict.phantom, verdict.lost, verdict.holds) == ({2}, frozenset(), frozenset(), False)
+    assert verdict.rows == 5
 
 
-def test_only_acknowledged_writes_count_for_the_latency() -> None:
-    assert ledger().latencies_seconds == [0.001, 0.002, 0.003, 0.004]
-    assert ledger().last_epoch == 14
+def test_a_write_without_an_answer_may_not_be_done_twice_either() -> None:
+    verdict = ledger().check([1, 2, 3, 4, 6, 6])
+    assert (verdict.doubled, verdict.holds) == ({6}, False)
+
+
+def test_the_ledger_tells_through_which_node_when_and_how_fast() -> None:
+    made = ledger()
+    assert made.through() == {"node 1": 2, "node 2": 2}
+    assert (made.latencies_seconds(led=True), made.latencies_seconds(led=False)) == ([0.001, 0.003], [0.002, 0.004])
+    assert made.last_epoch == 14
+    assert (made.first_after(12), made.first_after(14)) == (96.0, None)
 
 
 def test_quantiles() -> None:
@@ -65,22 +72,34 @@ class SetClock(Clock):
         return self.seconds
 
 
-def test_lag_lasts_until_the_node_has_the_epoch() -> None:
+def test_lag_lasts_from_durable_until_visible_in_whatever_order_that_is_told() -> None:
     clock = SetClock()
     lag = Lag(clock)
-    lag.acknowledged(1)
-    clock.seconds = 0.25
-    lag.acknowledged(2)
+    lag.visible(10, 0.5)  # what it had when it joined
+    clock.seconds = 1.0
+    lag.durable(11, 0.75)
+    assert lag.worst_of_late() == 0.25  # and it goes on
+    lag.visible(12, 1.0)
+    assert lag.all_seconds == [0.25]
+    lag.durable(12, 0.875)  # told late
+    assert lag.all_seconds == [0.25, 0.125]
+    lag.visible(13, 1.0)
+    lag.durable(13, 1.5)  # visible before the leader had its answer
+    assert lag.all_seconds == [0.25, 0.125, 0.0]
     assert lag.worst_of_late() == 0.25
-    clock.seconds = 0.5
-    lag.reached(2)
-    assert lag.all_seconds == [0.5, 0.25]
-    assert lag.worst_of_late() == 0.5
-    lag.reached(3)
-    lag.acknowledged(3)
-    assert lag.all_seconds == [0.5, 0.25, 0.0]
-    clock.seconds = 2.0
-    assert lag.worst_of_late() == 0.0
+    clock.seconds = 2.5
+    assert lag.worst_of_late() is None
+
+
+def test_what_was_durable_before_a_node_had_joined_is_no_lag() -> None:
+    lag = Lag(SetClock())
+    lag.durable(9, 0.0)
+    lag.durable(11, 4.0)
+    lag.visible(10, 5.0)
+    lag.durable(10, 0.0)
+    lag.durable(12, 5.5)
+    lag.visible(12, 6.0)
+    assert lag.all_seconds == [0.5]
 
 
 def findings(**rows: list[int]) -> Findings:
@@ -99,12 +118,27 @@ def test_the_proof_holds_when_all_places_agree() -> None:
 def test_the_proof_fails_when_places_differ() -> None:
     made = findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4])
     assert not made.holds
-    assert "FAILED: a has 5 rows, 0 lost, 0 phantom; b has 4 rows" in summary(made)
+    assert "FAILED: a has 5 rows, 0 lost, 0 doubled, 0 phantom; b has 4 rows" in summary(made)
+    assert not findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4, 7]).holds  # as many, but others
 
 
-def test_the_proof_fails_when_anything_is_lost_or_too_much() -> None:
-    assert not findings(a=[1, 2, 3], b=[1, 2, 3]).holds
-    assert not findings(a=[1, 2, 3, 4, 5], b=[1, 2, 3, 4, 5]).holds
+def test_the_proof_fails_when_anything_is_lost_doubled_or_too_much() -> None:
+    for rows, line in [
+        ([1, 2, 3], "lost      1 acknowledged"),
+        ([1, 2, 3, 3, 4], "doubled   1 writes"),
+        ([1, 2, 3, 4, 5], "phantom   1 rows"),
+    ]:
+        made = findings(a=rows, b=rows)
+        assert not made.holds
+        assert line in summary(made)
+        assert "FAILED" in summary(made)
+
+
+def test_writes_caught_by_the_kill_are_told() -> None:
+    made = findings(a=[1, 2, 3, 4, 6])
+    made.killed, made.caught = "node 1", {"node 1": frozenset([6]), "node 2": frozenset([2, 4, 7])}
+    assert "3 under way through other nodes at the kill, 2 acknowledged in the end" in summary(made)
+    assert "2 writes without an answer; looked up: 1 took effect" in summary(made)
 
 
 def test_the_settings_of_a_store_are_not_shown() -> None:

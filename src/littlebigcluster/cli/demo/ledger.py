@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,43 +17,68 @@ class Verdict:
     rows: int
     lost: frozenset[int]
     """Acknowledged, but not there."""
+    doubled: frozenset[int]
+    """There more than once."""
     phantom: frozenset[int]
     """There, but refused, or never written at all."""
-    unknown_present: int
-    """Of the writes without an answer, so many have taken effect."""
+    unknown_present: frozenset[int]
+    """The writes without an answer that have taken effect."""
 
     @property
     def holds(self) -> bool:
-        return not self.lost and not self.phantom
+        return not (self.lost or self.doubled or self.phantom)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """What is known of an acknowledged write."""
+
+    through: str
+    """The name of the node that was asked."""
+    led: bool
+    """Whether that node led when it was asked; else the library had to carry the write to the leader."""
+    epoch: int
+    at: float
+    """Monotonic seconds."""
+    latency_seconds: float
 
 
 @dataclass
 class Ledger:
-    """Every write has a number of its own, is sent once, and ends in exactly one of the three ways."""
+    """Every write has a number of its own, is asked for once, and ends in exactly one of the three ways."""
 
-    acknowledged: set[int] = field(default_factory=set)
+    acknowledged: dict[int, Acknowledgement] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
+    """Certainly not written, said the node."""
     unknown: set[int] = field(default_factory=set)
-    latencies_seconds: list[float] = field(default_factory=list)
-    """Of the acknowledged writes."""
-    last_epoch: int = 0
+    """Without an answer: done once or not at all, and the rows tell which."""
 
-    def record(self, number: int, outcome: Outcome, *, latency_seconds: float, epoch: int = 0) -> None:
-        ends = {"acknowledged": self.acknowledged, "refused": self.refused, "unknown": self.unknown}
-        ends[outcome].add(number)
-        if outcome == "acknowledged":
-            self.latencies_seconds.append(latency_seconds)
-            self.last_epoch = max(self.last_epoch, epoch)
+    def first_after(self, epoch: int) -> float | None:
+        """When the first write of a later epoch than this was acknowledged; None when there is none."""
+        return min((done.at for done in self.acknowledged.values() if done.epoch > epoch), default=None)
+
+    @property
+    def last_epoch(self) -> int:
+        """The newest epoch with an acknowledged write."""
+        return max((done.epoch for done in self.acknowledged.values()), default=0)
+
+    def through(self) -> Counter[str]:
+        """How many writes were acknowledged through each node."""
+        return Counter(done.through for done in self.acknowledged.values())
+
+    def latencies_seconds(self, *, led: bool) -> list[float]:
+        """Of the acknowledged writes through the leader, or through the others."""
+        return [done.latency_seconds for done in self.acknowledged.values() if done.led == led]
 
     def check(self, rows: Iterable[int]) -> Verdict:
-        """Compare with the numbers that one place holds. A number that is there twice is a phantom."""
-        present: set[int] = set()
-        twice: set[int] = set()
-        for number in rows:
-            (twice if number in present else present).add(number)
-        phantom = present - self.acknowledged - self.unknown | twice
+        """Compare with the numbers that one place holds."""
+        times = Counter(rows)
         return Verdict(
-            len(present), frozenset(self.acknowledged - present), frozenset(phantom), len(present & self.unknown)
+            rows=times.total(),
+            lost=frozenset(self.acknowledged.keys() - times.keys()),
+            doubled=frozenset(number for number, count in times.items() if count > 1),
+            phantom=frozenset(times.keys() - self.acknowledged.keys() - self.unknown),
+            unknown_present=frozenset(times.keys() & self.unknown),
         )
 
 

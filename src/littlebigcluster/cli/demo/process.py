@@ -14,7 +14,6 @@ from littlebigcluster.cli.demo.lag import Lag
 from littlebigcluster.cli.demo.ledger import Outcome
 from littlebigcluster.cli.demo.messages import MAX_LINE_BYTES, Message, decode, encode
 from littlebigcluster.errors import LbcError
-from littlebigcluster.watch import Watch
 
 _FAREWELL_SECONDS = 8.0
 
@@ -37,17 +36,21 @@ class NodeProcess:
 
     name: str
     can_lead: bool
-    on_change: Callable[[], None]
     log: Path
     lag: Lag
+    on_durable: Callable[[NodeProcess, int, float], None]
+    """Called when this node has made an epoch durable, with the moment."""
+    id: str = ""
     epoch: int = 0
     rows: int = 0
     term: int = 0
-    leads: bool = False
+    leads_since: int | None = None
+    """The epoch since which it leads, if it does."""
+    members: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Zone and roles of the members it knows, by their ids."""
     alive: bool = False
     joined: bool = False
-    under_way: Watch[int] = field(default_factory=lambda: Watch(0))
-    """Writes that this node has been sent and has not answered."""
+    killed: bool = False
     _writes: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _asked: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
 
@@ -67,12 +70,21 @@ class NodeProcess:
             )
         self.alive = True
         self._listening = asyncio.create_task(self._listen())
-        await self._ask("joined", options | {"can_lead": self.can_lead})
+        self.id = await self._ask("joined", options)
         self.joined = True
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def leads(self) -> bool:
+        return self.leads_since is not None
+
+    @property
+    def under_way(self) -> frozenset[int]:
+        """The writes that this node has been sent and has not answered."""
+        return frozenset(self._writes)
 
     async def write(self, number: int) -> Answer:
         """Have the node write one row. Every end is an answer."""
@@ -81,16 +93,20 @@ class NodeProcess:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._writes[number] = answer
         self._send({"do": "write", "number": number})
-        self.under_way._set(len(self._writes))
         return await answer
 
-    async def numbers(self, *, at_least: int) -> list[int]:
-        """The rows in the node's own replica. Raises NodeDied."""
-        numbers: list[int] = await self._ask("numbers", {"do": "numbers", "at_least": at_least})
-        return numbers
+    async def create(self) -> None:
+        """Have the node make the table. Raises NodeDied."""
+        await self._ask("created", {"do": "create"})
+
+    async def copy(self, *, at_least: int) -> tuple[int, list[int]]:
+        """The epoch of the node's own replica, and the rows in it. Raises NodeDied."""
+        epoch, numbers = await self._ask("copy", {"do": "copy", "at_least": at_least})
+        return epoch, numbers
 
     def kill(self) -> None:
         """SIGKILL: no farewell of any kind."""
+        self.killed = True
         self._process.kill()
 
     async def died(self) -> None:
@@ -104,8 +120,6 @@ class NodeProcess:
 
     async def stop(self) -> None:
         """End the process in good order; by force when that takes too long."""
-        if not hasattr(self, "_process"):
-            return
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -134,31 +148,32 @@ class NodeProcess:
             if not line.endswith(b"\n"):
                 break  # killed in the middle of a line
             self._hear(decode(line))
-        self.alive = self.leads = False
+        self.alive, self.leads_since = False, None
         for number in list(self._writes):
             self._answered(number, Answer("unknown"))
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(self._death())
-        self.on_change()
 
     def _hear(self, message: Message) -> None:
-        if "number" in message:
-            self._answered(message["number"], Answer(message["outcome"], message.get("epoch", 0)))
-        elif "reached" in message:
-            self.lag.reached(message["reached"])
-        elif "epoch" in message:
-            self.epoch, self.rows = message["epoch"], message["rows"]
-            self.term, self.leads = message["term"], message["leads"]
-            self.on_change()
-        else:
-            for name, value in message.items():
-                if not self._asked[name].done():
-                    self._asked[name].set_result(value)
+        match message:
+            case {"number": number, "outcome": outcome}:
+                self._answered(number, Answer(outcome, message.get("epoch", 0)))
+            case {"durable": epoch, "at": at}:
+                self.on_durable(self, epoch, at)
+            case {"visible": epoch, "at": at}:
+                self.lag.visible(epoch, at)
+            case {"members": members}:
+                self.members = {id: (az, roles) for id, (az, roles) in members.items()}
+            case {"epoch": epoch, "rows": rows, "term": term, "leads_since": since}:
+                self.epoch, self.rows, self.term, self.leads_since = epoch, rows, term, since
+            case _:
+                for name, value in message.items():
+                    if not self._asked[name].done():
+                        self._asked[name].set_result(value)
 
     def _answered(self, number: int, answer: Answer) -> None:
         write = self._writes.pop(number)
-        self.under_way._set(len(self._writes))
         if not write.done():  # cancelled, when the demo is interrupted
             write.set_result(answer)
 

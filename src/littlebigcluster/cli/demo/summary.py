@@ -20,27 +20,36 @@ class Findings:
     ledger: Ledger
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By place: every node, and the store."""
+    epoch: int = 0
+    """At which all places were compared."""
+    killed: str = ""
+    """The name of the leader that was killed."""
     failover_seconds: float = 0.0
-    lags_seconds: Sequence[float] = ()
-    """Of each acknowledged epoch on each node but the leader."""
+    lags_seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of each epoch on each node that did not write it, by name."""
     acknowledged_before: int = 0
     """Writes acknowledged before the leader was killed."""
+    caught: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """The writes under way at the kill, by the name of the node that had been asked."""
 
     @property
     def holds(self) -> bool:
-        """Whether every acknowledged write is everywhere, no other is anywhere, and all places agree."""
-        rows = {verdict.rows for verdict in self.verdicts.values()}
-        return (
-            bool(self.ledger.acknowledged) and len(rows) == 1 and all(found.holds for found in self.verdicts.values())
-        )
+        """Whether every acknowledged write is everywhere, once, no other is anywhere, and all places agree."""
+        verdicts = self.verdicts.values()
+        same = len({(verdict.rows, verdict.unknown_present) for verdict in verdicts}) == 1
+        return bool(self.ledger.acknowledged) and same and all(verdict.holds for verdict in verdicts)
 
 
-def opening(store: str, settings: Mapping[str, Any]) -> str:
+def opening(store: str, settings: Mapping[str, Any], phase_seconds: float) -> str:
     """What is about to happen, and with which settings."""
     defaults = NodeSettings()
-    chosen = ", ".join(f"{name} {value:g} s" for name, value in settings.items())
-    usual = ", ".join(f"{getattr(defaults, name):g} s" for name in settings)
-    return f"A cluster of four processes in {shown(store)}\nQuick settings: {chosen}\n     (defaults: {usual})\n"
+    quick = ", ".join(f"{name} {value:g} ({getattr(defaults, name):g})" for name, value in settings.items())
+    return (
+        f"A cluster of four processes in {shown(store)}\n"
+        f"All four are written through. After {phase_seconds:g} s the leader is killed; at the end\n"
+        "every copy is compared with what was acknowledged.\n"
+        f"Quick settings, in seconds, with the defaults in brackets:\n  {quick}\n"
+    )
 
 
 def shown(store: str) -> str:
@@ -51,47 +60,79 @@ def shown(store: str) -> str:
 
 def summary(findings: Findings) -> str:
     """What was measured, and whether the proof holds."""
-    ledger, verdicts = findings.ledger, findings.verdicts
-    lost = sum(len(verdict.lost) for verdict in verdicts.values())
-    phantom = sum(len(verdict.phantom) for verdict in verdicts.values())
-    after = len(ledger.acknowledged) - findings.acknowledged_before
-    nodes = [verdict for place, verdict in verdicts.items() if place != "the store"]
+    verdicts = findings.verdicts.values()
+    lost = len(frozenset().union(*(verdict.lost for verdict in verdicts)))
+    doubled = len(frozenset().union(*(verdict.doubled for verdict in verdicts)))
+    phantom = len(frozenset().union(*(verdict.phantom for verdict in verdicts)))
     lines = [
         ("failover", f"{findings.failover_seconds:.2f} s from kill -9 to the first durable write of the new leader"),
-        ("writes", f"{findings.acknowledged_before:,} acknowledged before the kill, {after:,} after it"),
-        ("latency", f"{_quantiles(ledger.latencies_seconds)} from a write to its acknowledgement: it is durable"),
-        ("lag", f"{_quantiles(findings.lags_seconds)} from then until another node has it"),
-        ("rows", _rows(findings, len(nodes))),
+        *_writes(findings),
+        ("latency", f"through the leader   {_quantiles(findings.ledger.latencies_seconds(led=True))}"),
+        ("", f"through another node {_quantiles(findings.ledger.latencies_seconds(led=False))}"),
+        *_lags(findings),
+        ("rows", _rows(findings)),
         ("lost", f"{lost:,} acknowledged writes missing somewhere"),
+        ("doubled", f"{doubled:,} writes there more than once"),
         ("phantom", f"{phantom:,} rows that nobody wrote, or that were refused"),
         ("unknown", _unknown(findings)),
     ]
     if findings.holds:
-        verdict = "PASSED: every acknowledged write is on every node, and no other."
+        verdict = "PASSED: every acknowledged write is on every node, exactly once, and no other."
     else:
-        verdict = "FAILED: " + "; ".join(_failure(place, found) for place, found in verdicts.items())
+        verdict = "FAILED: " + "; ".join(_failure(place, found) for place, found in findings.verdicts.items())
     return "\n" + "\n".join(f"  {name:9} {text}" for name, text in lines) + f"\n\n{verdict}"
 
 
+def _writes(findings: Findings) -> list[tuple[str, str]]:
+    ledger = findings.ledger
+    after = len(ledger.acknowledged) - findings.acknowledged_before
+    through = ", ".join(f"{name} {writes:,}" for name, writes in sorted(ledger.through().items()))
+    forwarded = frozenset().union(*(writes for name, writes in findings.caught.items() if name != findings.killed))
+    done = len(forwarded & ledger.acknowledged.keys())
+    refused = f", {len(ledger.refused):,} refused" if ledger.refused else ""
+    return [
+        ("writes", f"{findings.acknowledged_before:,} acknowledged before the kill, {after:,} after it{refused}"),
+        ("", f"through {through or 'no node'}"),
+        ("", f"{len(forwarded):,} under way through other nodes at the kill, {done:,} acknowledged in the end"),
+    ]
+
+
 def _quantiles(seconds: Sequence[float]) -> str:
-    return f"p50 {quantile(seconds, 0.5) * 1000:.1f} ms, p99 {quantile(seconds, 0.99) * 1000:.1f} ms"
+    longest = max(seconds, default=0.0)
+    return f"p50 {_ms(quantile(seconds, 0.5))}, p99 {_ms(quantile(seconds, 0.99))}, longest {_ms(longest)}"
 
 
-def _rows(findings: Findings, nodes: int) -> str:
-    rows = sorted({verdict.rows for verdict in findings.verdicts.values()})
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms"
+
+
+def _lags(findings: Findings) -> list[tuple[str, str]]:
+    lines = [f"{name} {_quantiles(lags)}" for name, lags in findings.lags_seconds.items() if lags]
+    return [
+        ("lag", "from the store's answer to the leader until the node itself sees the epoch"),
+        *(("", line) for line in lines),
+    ]
+
+
+def _rows(findings: Findings) -> str:
+    verdicts = findings.verdicts
+    rows = {verdict.rows for verdict in verdicts.values()}
     if len(rows) == 1:
-        return f"{rows[0]:,} on each of {count(nodes, 'node')}, and in a copy restored from the store"
-    return "differ: " + ", ".join(f"{place} {verdict.rows:,}" for place, verdict in findings.verdicts.items())
+        nodes = count(len(verdicts.keys() - {"the store"}), "node")
+        return f"{rows.pop():,} on each of {nodes}, and in a copy restored from the store (epoch {findings.epoch})"
+    return "differ: " + ", ".join(f"{place} {verdict.rows:,}" for place, verdict in verdicts.items())
 
 
 def _unknown(findings: Findings) -> str:
-    unknown = len(findings.ledger.unknown)
-    present = max((verdict.unknown_present for verdict in findings.verdicts.values()), default=0)
-    return f"{count(unknown, 'write')} without an answer when the leader died; {present:,} of them took effect"
+    present = frozenset().union(*(verdict.unknown_present for verdict in findings.verdicts.values()))
+    return f"{count(len(findings.ledger.unknown), 'write')} without an answer; looked up: {len(present):,} took effect"
 
 
 def _failure(place: str, verdict: Verdict) -> str:
-    return f"{place} has {verdict.rows:,} rows, {len(verdict.lost):,} lost, {len(verdict.phantom):,} phantom"
+    return (
+        f"{place} has {verdict.rows:,} rows, {len(verdict.lost):,} lost, {len(verdict.doubled):,} doubled, "
+        f"{len(verdict.phantom):,} phantom"
+    )
 
 
 def farewell(store: str, directory: Path, pids: Sequence[int], *, kept: bool) -> str:

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""What the demo shows while it runs: a live table on a terminal, plain lines and a few tables elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from littlebigcluster.cli.text import console
+from littlebigcluster.cli.text import console, count, rendered
 
-_LEADER, _DEAD = "bold green", "red"
-_GONE = ("killed", "starting")
+_STYLES = {"leader": "bold green", "killed": "red", "dead": "red"}
+_GONE = ("killed", "dead", "starting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,17 @@ class NodeState:
 
     name: str
     state: str
-    """leader, standby, follower, killed or starting"""
+    """leader, standby, follower, killed, dead (without being told to), starting"""
     pid: int | None
-    term: int
+    az: str
+    roles: str
     epoch: int
     rows: int
-    lag_seconds: float
-    """The longest of the last second between a write's acknowledgement and its arrival here."""
+    writes: int
+    """Acknowledged through this node."""
+    lag_seconds: float | None
+    """The longest of the last second, from durable on the leader to visible here; None for the leader, and when
+    nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,9 @@ class Picture:
 
     elapsed_seconds: float
     nodes: Sequence[NodeState]
+    term: int
+    members: int | None
+    """As the leader counts them; None while nobody leads."""
     acknowledged: int
     rate: float
     """Acknowledged writes per second, of late."""
@@ -58,6 +65,9 @@ class View(Protocol):
     def event(self, elapsed_seconds: float, what: str, *, style: str = "") -> None:
         """Something has happened."""
 
+    def table(self, picture: Picture) -> None:
+        """How things stand after an event that changed them."""
+
     def show(self, picture: Picture) -> None:
         """How things stand; called a few times a second."""
 
@@ -72,7 +82,7 @@ def _stamp(elapsed_seconds: float) -> str:
 
 
 class PlainView:
-    """A line for each event, and one each second."""
+    """A line for each event, one each second while there are writes, and the table after some events."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -86,21 +96,16 @@ class PlainView:
     def event(self, elapsed_seconds: float, what: str, *, style: str = "") -> None:
         print(f"{_stamp(elapsed_seconds)}  {what}", flush=True)
 
+    def table(self, picture: Picture) -> None:
+        print(rendered(_table(picture)), flush=True)
+
     def show(self, picture: Picture) -> None:
-        if picture.elapsed_seconds < self._next or not picture.nodes:
+        if picture.elapsed_seconds < self._next or not picture.acknowledged:
             return
         self._next = picture.elapsed_seconds + 1
-        term = max((node.term for node in picture.nodes), default=0)
-        lag = max((node.lag_seconds for node in picture.nodes if node.state not in _GONE), default=0.0)
-        rows = ", ".join(f"{node.name} {_brief(node)}" for node in picture.nodes)
-        done = f"term {term}, {picture.acknowledged:,} acknowledged, lag up to {lag * 1000:.0f} ms"
-        self.event(picture.elapsed_seconds, f"  {done}; rows: {rows}")
-
-
-def _brief(node: NodeState) -> str:
-    if node.state in _GONE:
-        return node.state
-    return f"{node.rows:,}" + (f" ({node.state})" if node.state == "leader" else "")
+        lags = ", ".join(f"{node.name} {_lag(node)}" for node in picture.nodes if node.lag_seconds is not None)
+        standing = "nobody leads" if picture.members is None else f"lag {lags or '-'}"
+        self.event(picture.elapsed_seconds, f"  {_writes(picture)}; {standing}")
 
 
 class LiveView:
@@ -119,29 +124,47 @@ class LiveView:
     def event(self, elapsed_seconds: float, what: str, *, style: str = "") -> None:
         self._live.console.print(Text.assemble((_stamp(elapsed_seconds), "dim"), "  ", (what, style)))
 
+    def table(self, picture: Picture) -> None:
+        self.show(picture)
+
     def show(self, picture: Picture) -> None:
-        self._live.update(Group(_table(picture), _footer(picture)), refresh=True)
+        footer = Text(f"{_stamp(picture.elapsed_seconds)}  {_standing(picture)}; {_writes(picture)}", style="dim")
+        self._live.update(Group(_table(picture), footer), refresh=True)
 
 
 def _table(picture: Picture) -> Table:
+    """78 columns wide, for any terminal."""
     table = Table(box=box.SQUARE, header_style="bold")
-    for name in ("Node", "Process", "State"):
-        table.add_column(name, min_width=8)
-    for name in ("Term", "Epoch", "Rows", "Lag"):
-        table.add_column(name, justify="right", min_width=6)
+    for name, width in (("Node", 6), ("Process", 7), ("State", 8), ("AZ", 3), ("Roles", 6)):
+        table.add_column(name, min_width=width, no_wrap=True)
+    for name in ("Epoch", "Rows", "Writes", "Lag"):
+        table.add_column(name, justify="right", min_width=6 if name == "Lag" else 5, no_wrap=True)
     for node in picture.nodes:
-        style = {"leader": _LEADER, "killed": _DEAD}.get(node.state, "")
-        numbers = (
-            ("", "", "", "") if node.state in _GONE else (str(node.term), str(node.epoch), f"{node.rows:,}", _lag(node))
+        gone = node.state in _GONE
+        table.add_row(
+            node.name,
+            str(node.pid or ""),
+            node.state,
+            node.az,
+            node.roles,
+            "" if gone else f"{node.epoch}",
+            "" if gone else f"{node.rows:,}",
+            f"{node.writes:,}",
+            "" if gone else _lag(node),
+            style=_STYLES.get(node.state, ""),
         )
-        table.add_row(node.name, str(node.pid or ""), node.state, *numbers, style=style)
     return table
 
 
 def _lag(node: NodeState) -> str:
-    return f"{node.lag_seconds * 1000:.0f} ms" if node.lag_seconds else "-"
+    return f"{node.lag_seconds * 1000:.0f} ms" if node.lag_seconds is not None else "-"
 
 
-def _footer(picture: Picture) -> Text:
-    writes = f"{picture.acknowledged:,} writes acknowledged, {picture.rate:.0f} per second"
-    return Text(f"{_stamp(picture.elapsed_seconds)}  {writes}", style="dim")
+def _standing(picture: Picture) -> str:
+    if picture.members is None:
+        return f"nobody leads, term {picture.term}"
+    return f"term {picture.term}, {count(picture.members, 'member')}"
+
+
+def _writes(picture: Picture) -> str:
+    return f"{picture.acknowledged:,} writes acknowledged, {picture.rate:.0f}/s"
