@@ -150,8 +150,11 @@ def test_a_browser_without_code_reads_its_clicks_on_any_node(tmp_path: Path) -> 
             clicked = curl("-b", jar, "-c", jar, "-X", "POST", nodes.url(one))
             assert (clicked.status, clicked.body) == (200, str(number))
             assert curl("-b", jar, "-c", jar, nodes.url(other)).body == str(number)
+        repeated = [curl("-X", "POST", "-H", "idempotency-key: 5th", nodes.url(at)).body for at in (a, b, c)]
+        assert repeated == ["5"] * 3
+        assert curl("-X", "POST", "-H", f"idempotency-key: {'x' * 65}", nodes.url(a)).status == 422
         assert curl("-H", "x-lbc-epoch: many", nodes.url(a)).status == 400
-        assert curl("-H", "x-lbc-epoch: 4711", nodes.url(a)).body == "4"
+        assert curl("-H", "x-lbc-epoch: 4711", nodes.url(a)).body == "5"
         assert curl(f"https://{a}/.lbc/status").status == 401, "that is for members"
         for program in nodes.at.values():
             program.signal(signal.SIGINT)
