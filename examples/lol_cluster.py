@@ -8,6 +8,7 @@ python examples/lol_cluster.py -p /tmp/lol follower    # as many as you like
 import argparse
 import asyncio
 import logging
+import signal
 from typing import Any
 
 from rich import box
@@ -54,8 +55,12 @@ async def init(cluster: lbc.Cluster) -> None:
 
 async def join(cluster: lbc.Cluster, az: str, can_lead: bool) -> None:
     log.info("Joining cluster...")
+    task = asyncio.current_task()
+    assert task is not None
+    # Like Ctrl-C: whoever leads releases the leadership, so that the next one need not wait.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with cluster.join(az=az, can_lead=can_lead) as node, asyncio.TaskGroup() as tasks:
-        log.info("Joined cluster! Listening on %s", node.address)
+        log.info("Joined cluster! Listening on https://%s", node.address)
         tasks.create_task(tell(node))
         if can_lead:
             log.info("Waiting for leadership...")
@@ -74,7 +79,7 @@ if __name__ == "__main__":
     cluster = lbc.Cluster(given.path)
     try:
         asyncio.run(init(cluster) if given.command == "init" else join(cluster, given.az, given.command == "leader"))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         log.info("Left the cluster.")
     except lbc.LbcError as error:
         raise SystemExit(f"Error: {error}") from None

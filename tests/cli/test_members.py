@@ -28,4 +28,5 @@ def test_only_changes_are_told() -> None:
     assert list(changes(None, BOTH)) == ["Initial members:"]
     assert list(changes(BOTH, BOTH)) == []
     assert list(changes(BOTH, replace(BOTH, leader=TWO.uuid))) == ["Leader changed:"]
+    assert list(changes(BOTH, replace(BOTH, leader=None))) == ["Leader changed: nobody leads"]
     assert list(changes(BOTH, replace(BOTH, members=frozenset([ONE])))) == ["Members changed:"]

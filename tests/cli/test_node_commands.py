@@ -82,7 +82,7 @@ def test_follower_sees_the_leader_come_and_go(store: str) -> None:
             assert re.search(row("*", "AZ1"), "".join(follower.seen), re.MULTILINE)
             assert re.search(row("L", "AZ0"), "".join(follower.seen), re.MULTILINE)
             leader.signal(signal.SIGINT)
-            follower.until("Leader changed:")
+            follower.until("Leader changed: nobody leads")
             follower.until("UUID(1)")
         follower.signal(signal.SIGINT)
         assert follower.ended() == 0
@@ -164,7 +164,8 @@ def test_verbose_shows_the_library_at_work(store: str) -> None:
         leader.until("littlebigcluster.roles.leader: leading since epoch 1, term 1")
 
 
-def test_the_example_is_a_cluster_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_example_is_a_cluster_too(tmp_path: Path, signum: signal.Signals) -> None:
     path = str(tmp_path / "store")
     assert "lol_cluster: Cluster initialized!" in run("-p", path, "init", program=EXAMPLE).stderr
     with running("-p", path, "leader", program=EXAMPLE) as leader:
@@ -172,8 +173,9 @@ def test_the_example_is_a_cluster_too(tmp_path: Path) -> None:
         with running("-p", path, "follower", program=EXAMPLE) as follower:
             follower.until("Initial members:")
             follower.until("UUID(2)")
-        leader.signal(signal.SIGINT)
+        leader.signal(signum)
         assert leader.ended() == 0
+        assert "lol_cluster: Left the cluster." in leader.seen[-1]
     assert [entry["leader"] is None for entry in log_of(path)] == [False, True]
     again = run("-p", path, "init", program=EXAMPLE)
     assert (again.returncode, again.stderr.count("Traceback")) == (1, 0)

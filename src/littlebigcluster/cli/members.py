@@ -73,6 +73,6 @@ def changes(old: View | None, new: View) -> Iterable[str]:
     if old is None:
         yield "Initial members:"
     elif old.leader != new.leader:
-        yield "Leader changed:"
+        yield "Leader changed:" if new.leader else "Leader changed: nobody leads"
     elif old.members != new.members:
         yield "Members changed:"
