@@ -143,13 +143,14 @@ def test_the_counter_runs_as_shown(tmp_path: Path) -> None:
 
 
 def test_a_browser_without_code_reads_its_clicks_on_any_node(tmp_path: Path) -> None:
-    jar = str(tmp_path / "cookies")
+    jar = tmp_path / "cookies"
     with counting(str(tmp_path / "store"), 3) as nodes:
         a, b, c = nodes.at
         for number, (one, other) in enumerate([(a, b), (b, c), (c, a), (a, c)], start=1):
-            clicked = curl("-b", jar, "-c", jar, "-X", "POST", nodes.url(one))
+            clicked = curl("-b", str(jar), "-c", str(jar), "-X", "POST", nodes.url(one))
             assert (clicked.status, clicked.body) == (200, str(number))
-            assert curl("-b", jar, "-c", jar, nodes.url(other)).body == str(number)
+            assert f"\tlbc-epoch\t{clicked.headers['x-lbc-epoch']}\n" in jar.read_text()
+            assert curl("-b", str(jar), "-c", str(jar), nodes.url(other)).body == str(number)
         repeated = [curl("-X", "POST", "-H", "idempotency-key: 5th", nodes.url(at)).body for at in (a, b, c)]
         assert repeated == ["5"] * 3
         assert curl("-X", "POST", "-H", f"idempotency-key: {'x' * 65}", nodes.url(a)).status == 422
