@@ -118,7 +118,9 @@ def test_the_proof_holds_when_all_places_agree() -> None:
 def test_the_proof_fails_when_places_differ() -> None:
     made = findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4])
     assert not made.holds
-    assert "FAILED: a has 5 rows, 0 lost, 0 doubled, 0 phantom; b has 4 rows" in summary(made)
+    assert summary(made).endswith(
+        "FAILED:\n  a has 5 rows; none lost, doubled or phantom\n  b has 4 rows; none lost, doubled or phantom"
+    )
     assert not findings(a=[1, 2, 3, 4, 6], b=[1, 2, 3, 4, 7]).holds  # as many, but others
 
 
@@ -132,6 +134,8 @@ def test_the_proof_fails_when_anything_is_lost_doubled_or_too_much() -> None:
         assert not made.holds
         assert line in summary(made)
         assert "FAILED" in summary(made)
+    assert "a has 6 rows; lost: 4; doubled: 1, 2; phantom: 5" in summary(findings(a=[1, 1, 2, 2, 3, 5]))
+    assert "phantom: 10, 11, 12, 13, 14 and 2 more" in summary(findings(a=[1, 2, 3, 4, *range(10, 17)]))
 
 
 def test_writes_caught_by_the_kill_are_told() -> None:

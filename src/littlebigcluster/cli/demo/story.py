@@ -67,14 +67,17 @@ async def _patience(what: str) -> AsyncIterator[None]:
 async def run_demo(options: DemoOptions) -> bool:
     """Run it; True when the proof holds. Raises AlreadyInitialized, StoreUnavailable, NodeDied, DemoFailed."""
     directory = Path(tempfile.mkdtemp(prefix="lbc-demo-"))
-    kept = False
+    needed = False
     try:
         store = options.store or str(directory / "store")
         story = Story(store, directory, options.phase_seconds)
-        kept = await story.tell(keep=options.keep)
+        needed = await story.tell(keep=options.keep)
+        if not story.findings.holds:
+            needed = True
+            print(f"The logs of the nodes, and the store if it is a temporary one, are kept in {directory}")
         return story.findings.holds
     finally:
-        if not kept:
+        if not needed:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 

@@ -12,6 +12,9 @@ from littlebigcluster.cli.demo.ledger import Ledger, Verdict, quantile
 from littlebigcluster.cli.text import count
 from littlebigcluster.settings import NodeSettings
 
+_SHOWN = 5
+"""Numbers of writes that are named when the proof fails."""
+
 
 @dataclass
 class Findings:
@@ -79,7 +82,7 @@ def summary(findings: Findings) -> str:
     if findings.holds:
         verdict = "PASSED: every acknowledged write is on every node, exactly once, and no other."
     else:
-        verdict = "FAILED: " + "; ".join(_failure(place, found) for place, found in findings.verdicts.items())
+        verdict = "\n  ".join(["FAILED:", *(_failure(place, found) for place, found in findings.verdicts.items())])
     return "\n" + "\n".join(f"  {name:9} {text}" for name, text in lines) + f"\n\n{verdict}"
 
 
@@ -129,10 +132,14 @@ def _unknown(findings: Findings) -> str:
 
 
 def _failure(place: str, verdict: Verdict) -> str:
-    return (
-        f"{place} has {verdict.rows:,} rows, {len(verdict.lost):,} lost, {len(verdict.doubled):,} doubled, "
-        f"{len(verdict.phantom):,} phantom"
-    )
+    kinds = {"lost": verdict.lost, "doubled": verdict.doubled, "phantom": verdict.phantom}
+    found = "; ".join(f"{kind}: {_some(numbers)}" for kind, numbers in kinds.items() if numbers)
+    return f"{place} has {verdict.rows:,} rows; {found or 'none lost, doubled or phantom'}"
+
+
+def _some(numbers: frozenset[int]) -> str:
+    first = ", ".join(map(str, sorted(numbers)[:_SHOWN]))
+    return first if len(numbers) <= _SHOWN else f"{first} and {len(numbers) - _SHOWN:,} more"
 
 
 def farewell(store: str, directory: Path, pids: Sequence[int], *, kept: bool) -> str:
