@@ -139,6 +139,21 @@ def test_a_release_lets_a_standby_claim_at_once() -> None:
     assert decide(decisions.saw_nothing(view, 3.1, TIMING), 3.1) == Claim("nobody leads")
 
 
+def test_who_may_not_claim_looks_often_for_the_next_leader_and_then_ever_less() -> None:
+    now, looks = 100.0, []
+    view = decisions.saw_epoch(decisions.begin(1, OTHER, 0.0), metadata(1, None), now)
+    while now < 110.0:
+        view = decisions.saw_nothing(view, now, TIMING)
+        action = decide(view, now, can_lead=False)
+        assert isinstance(action, Wait)
+        looks.append(action.seconds)
+        now += action.seconds
+    assert looks == sorted(looks)
+    assert looks[0] == decisions.SHORTEST_PAUSE_SECONDS
+    assert looks[-1] == TIMING.poll_interval
+    assert sum(pause < 0.5 for pause in looks) < 12
+
+
 def test_a_node_that_led_last_and_lost_nothing_claims_again() -> None:
     view = listen(decisions.begin(1, ME, 0.0), until=1.0)
     assert decide(view, 1.0) == Claim("this node led last")

@@ -202,9 +202,10 @@ class Reporter:
         elif kind == frames.KEEP_ALIVE:
             alive = json.loads(payload)
             follower.heard_leader(int(alive["term"]), float(alive["store_age"]))
-        elif kind == frames.GOODBYE and json.loads(payload)["successor"] not in (None, str(self._me().id)):
-            # It comes just before the epoch that releases the leadership; that one all see at the same moment.
-            follower.abstain(SUCCESSION_SECONDS)
+        elif kind == frames.GOODBYE and (successor := json.loads(payload)["successor"]) is not None:
+            # It comes just before the epoch that releases the leadership; that one all see at the same moment. The
+            # chosen one claims, even if it has stepped down itself a moment ago.
+            follower.abstain(0.0 if successor == str(self._me().id) else SUCCESSION_SECONDS)
 
 
 def pause_before_retry(failures: int, chance: float) -> float:

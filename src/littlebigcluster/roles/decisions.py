@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 
 from littlebigcluster.epochs import Beacon, Leader, Metadata
 
+SHORTEST_PAUSE_SECONDS = 0.02
+"""Between two looks of a node that waits for the next leader: about ten looks, ever slower, in the first second."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -138,6 +141,8 @@ def decide(
         return Wait(0.0)
     relaxed = fed and view.leader is not None and not is_suspect(view, now, timing)
     pause = timing.fed_poll_interval if relaxed else timing.poll_interval
+    if view.leader is None:  # somebody else claims within a moment, and all wait for him
+        pause = min(pause, max(SHORTEST_PAUSE_SECONDS, (now - view.sign_of_life_at) / 2))
     if not can_lead:
         return Wait(pause)
     if view.leader is None:
