@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.programs import EXAMPLE, error_line, output, run, running
+from tests.net.authority import issue
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -111,6 +112,38 @@ def test_a_node_listens_where_it_is_told(store: str) -> None:
     with running("-p", store, "follower", "--address", "127.0.0.1:0", "--advertise", "localhost:4711") as follower:
         follower.until("Listening on https://localhost:4711")
         follower.until("│ localhost:4711 │ AZ0 │")
+
+
+def test_without_tls_a_node_says_so_and_serves_this_machine_only_unless_told_twice(store: str) -> None:
+    everywhere = ("--tls", "off", "--address", "0.0.0.0:0", "--advertise", "127.0.0.1:1")
+    refused = run("-p", store, "leader", *everywhere)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "insecure" in refused.stderr
+    for options in (("--tls", "off", "--address", "127.0.0.1:0"), (*everywhere, "--insecure")):
+        with running("-p", store, "follower", *options) as follower:
+            follower.until("WARN littlebigcluster.cluster.listener: TLS is off: everybody who reaches")
+            follower.until("Listening on http://127.0.0.1:")
+
+
+def test_nodes_and_tools_take_own_certificates(store: str, tmp_path: Path) -> None:
+    company = issue("company", is_authority=True)
+    node = issue("node", company)
+    for name, content in (("tls.crt", node.pem), ("tls.key", node.key_pem), ("ca.crt", company.pem)):
+        (tmp_path / name).write_bytes(content)
+    names = {"--tls-certificate": "tls.crt", "--tls-private-key": "tls.key", "--tls-authorities": "ca.crt"}
+    own = [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+    from_environment = {"LBC" + option[1:].replace("-", "_").upper(): str(tmp_path / n) for option, n in names.items()}
+    with running("-p", store, "leader", "--address", "127.0.0.1:0", *own) as leader:
+        leader.until("We are the new leader!")
+        with running("-p", store, "follower", "--address", "127.0.0.1:0", *own) as follower:
+            follower.until("UUID(2)")
+            told = run("-p", store, "members", "--json", **from_environment)
+            assert len(json.loads(told.stdout)["members"]) == 2
+        assert json.loads(output("-p", store, "status", "--json", *own))["source"] == "leader"
+        without = json.loads(output("-p", store, "status", "--json"))
+        assert (without["source"], without["members"]) == ("store", None)
+    (tmp_path / "tls.key").write_text("nonsense")
+    assert f"{tmp_path / 'tls.key'} holds no private key" in run("-p", store, "leader", *own).stderr
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

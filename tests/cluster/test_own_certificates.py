@@ -138,6 +138,8 @@ async def test_a_renewed_certificate_is_taken_up_and_nobody_is_refused(
     others = Files(tmp_path / "b", company)
     a, b = await g.leader(settings=files.settings), await g.node(settings=others.settings)
     await all_fed(b)
+    client = b.leader_client
+    assert (await client.get("/.lbc/leads")).status == 200
     operator = shown_by(issue("operator", company, usages=[CLIENT]), company)
     stop, answers = asyncio.Event(), 0
 
@@ -170,6 +172,7 @@ async def test_a_renewed_certificate_is_taken_up_and_nobody_is_refused(
     await eventually(lambda: all(trusted(node) == next_company.pem.decode() for node in (a, b)))
     with pytest.raises(REFUSED):
         await get(a, shown_by(issue("x", company), company, next_company))
+    assert (await client.get("/.lbc/leads", timeout=10)).status == 200
     await all_fed(b)
     await b.execute("INSERT INTO job VALUES (1)")
 
@@ -270,8 +273,9 @@ async def test_own_keys_show_nowhere(
         with pytest.raises(ValueError) as caught:
             NodeSettings(**{name: issued.key_pem.decode()})  # type: ignore[arg-type]
         errors.append(str(caught.value))
+    parts = [vars(each) for node in (a, b) for each in (node, node._listener)]
     texts = [
-        repr([a.settings, b.settings, mixed_up, vars(a), vars(b), vars(a._listener), vars(b._listener), b._listener._identity]),
+        repr([a.settings, b.settings, mixed_up, b._listener._identity, *parts]),
         json.dumps([a.status(), b.status()]),
         caplog.text,
         *errors,

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from littlebigcluster import Node, NodeSettings
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import certificates
+from littlebigcluster.cluster import certificates, listener
 from littlebigcluster.cluster.certificates import Authorities, load_authorities
 from littlebigcluster.cluster.identity import Minted
 from littlebigcluster.epochs import codec, names
@@ -429,8 +429,21 @@ async def test_without_tls_only_this_machine_is_served_unless_told_twice(g: Grou
         await g.node(settings=OFF, address=address)
 
 
-async def test_without_tls_all_are_served_when_told_twice(g: Group) -> None:
+@pytest.mark.parametrize("environment", [None, "0.0.0.0:0"])
+async def test_without_tls_the_address_that_is_found_by_itself_is_no_exception(
+    g: Group, monkeypatch: pytest.MonkeyPatch, environment: str | None
+) -> None:
+    monkeypatch.setattr(listener, "reachable_host", lambda host: "192.0.2.1")
+    monkeypatch.delenv("LBC_ADDRESS", raising=False)
+    if environment:
+        monkeypatch.setenv("LBC_ADDRESS", environment)
+    with pytest.raises(ValueError, match="insecure=True"):
+        await g.node(settings=OFF, address=None)
+
+
+async def test_without_tls_all_are_served_when_told_twice(g: Group, caplog: pytest.LogCaptureFixture) -> None:
     a = await g.leader(settings={**OFF, "insecure": True}, address="0.0.0.0:0")
+    assert "TLS is off: everybody who reaches 0.0.0.0 is trusted" in caplog.text
     port = a.address.rsplit(":", 1)[1]
     async with Client(f"http://127.0.0.1:{port}", tls=None, clock=Clock()) as client:
         assert (await client.request("GET", "/.lbc/status")).status == 200

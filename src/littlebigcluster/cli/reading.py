@@ -129,7 +129,7 @@ async def show_rotation(cluster: Cluster, *, at_once: bool) -> None:
     print(f"Authority {rotation.number} {done}.")
     print(f"  until {text.moment(rotation.signs_at)}  nodes come to trust it; the former one signs their certificates")
     print(f"  from  {text.moment(rotation.signs_at)}  it signs; within {look} all nodes show certificates by it")
-    print(f"  from  {text.moment(rotation.former_end_at)}  the former one is trusted no more")
+    print(f"  from  {text.moment(rotation.former_end_at)}  within {look} no node trusts the former any more")
     print("There is nothing else to do.")
 
 

@@ -24,7 +24,7 @@ SETTLED_SECONDS = 3 * LOOK_SECONDS
 """A new authority signs when it is older than this: before, there may be nodes that do not trust it yet."""
 
 ENDED_SECONDS = 2 * SETTLED_SECONDS
-"""The former authorities are trusted no more when a new one is older than this: by then it has signed for all."""
+"""Who looks when a new authority is older than this trusts the former ones no more: by then it has signed for all."""
 
 _DEADLINE_SECONDS = 30.0
 _LISTINGS = 3
@@ -104,7 +104,7 @@ class Rotation:
     signs_at: datetime
     """From then on it signs; until `signs_at` and `LOOK_SECONDS` later all nodes have a certificate by it."""
     former_end_at: datetime | None
-    """From then on the former authorities are trusted no more. None when there is none any more."""
+    """From then on nodes that look trust the former authorities no more. None when there is none any more."""
 
 
 async def rotate_authority(store: Store, cluster_id: str, *, at_once: bool = False, clock: Clock) -> Rotation:
