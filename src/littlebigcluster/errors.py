@@ -11,6 +11,7 @@
     ├── OutcomeUnknown        the write may or may not have taken effect
     ├── Aborted               the batch was lost before it was sent; certainly not written, try again
     ├── CorruptLog            an object of the log is not what it must be
+    ├── NotRetained           the point in time asked for is not in the log: too old, or still to come
     ├── FormatTooNew          written by a newer version (of this library or of SQLite)
     ├── EpochTooLarge         one transaction changes more than an epoch may hold; not written
     ├── NotAllowed            a statement that would break replication was refused
@@ -105,6 +106,10 @@ class CorruptLog(LbcError):
         self.object = object
         self.offset = offset
         self.expected = expected
+
+
+class NotRetained(LbcError):
+    """The point in time asked for is not in the log any more, or not yet; the message says what is."""
 
 
 class FormatTooNew(LbcError):

@@ -75,7 +75,8 @@ async def run(line: int, source: str, names: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("line", "source"), SNIPPETS, ids=[f"line{line}" for line, _ in SNIPPETS])
-async def test_snippets_run(line: int, source: str) -> None:
+async def test_snippets_run(line: int, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     async with scene() as names, asyncio.timeout(30):
         await run(line, source, names)
 

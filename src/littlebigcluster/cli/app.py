@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import click
 
 from littlebigcluster import __version__
+from littlebigcluster.cli import past
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
+from littlebigcluster.cli.points import one_point, point_options
 from littlebigcluster.cli.reading import show_log, show_members, show_rotation, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
@@ -212,14 +214,35 @@ def status(place: Place, /, store_only: bool, as_json: bool, **tls: Any) -> None
 
 @cli.command()
 @click.argument("statement")
+@point_options
 @_json
 @click.pass_obj
-def sql(place: Place, statement: str, as_json: bool) -> None:
-    """Read the database at the head of the log, without joining.
+def sql(place: Place, statement: str, at: Any, epoch: Any, ago: Any, as_json: bool) -> None:
+    """Read the database as it is, or was, without joining.
 
     STATEMENT is one SQL statement that only reads.
     """
-    run(show_sql(place.cluster(), statement, as_json=as_json))
+    run(show_sql(place.cluster(), statement, one_point(at, epoch, ago), as_json=as_json))
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE",
+    help="Where to write the database to.",
+)  # fmt: skip
+@point_options
+@click.option("--latest", is_flag=True, help="As it is now; so it is without any point, too.")
+@click.option("--force", is_flag=True, help="Replace the file if there is one.")
+@click.pass_obj
+def restore(place: Place, output: Path, at: Any, epoch: Any, ago: Any, latest: bool, force: bool) -> None:
+    """Write the database as it was at any point within the retention period to a file.
+
+    The file is a SQLite database. It appears when it is whole and all its checksums agree.
+    """
+    point = one_point(at, epoch, ago)
+    if latest and point is not None:
+        raise click.UsageError("--latest and a point in time exclude each other")
+    run(past.restore(place.cluster(), output, point, overwrite=force))
 
 
 @cli.command()

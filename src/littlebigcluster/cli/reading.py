@@ -13,7 +13,7 @@ from littlebigcluster.cli import text
 from littlebigcluster.cli.members import members_table, view_from
 from littlebigcluster.cluster import Cluster, LogEntry, Status
 from littlebigcluster.cluster.certificates import LOOK_SECONDS
-from littlebigcluster.epochs import Leader
+from littlebigcluster.epochs import Leader, Point
 from littlebigcluster.errors import LbcError, NotLeader
 from littlebigcluster.settings import NodeSettings
 
@@ -133,11 +133,11 @@ async def show_rotation(cluster: Cluster, *, at_once: bool) -> None:
     print("There is nothing else to do.")
 
 
-async def show_sql(cluster: Cluster, statement: str, *, as_json: bool) -> None:
-    """Print the rows of a query on the newest state, as a table or as one JSON object per line."""
-    async with cluster.head() as head:
-        result = await head.query(statement)
-        epoch = head.metadata.epoch
+async def show_sql(cluster: Cluster, statement: str, point: Point | None, *, as_json: bool) -> None:
+    """Print the rows of a query on the state of then (None: of now), as a table or as one JSON object per line."""
+    async with cluster.head() if point is None else cluster.at(point) as state:
+        result = await state.query(statement)
+        epoch = state.metadata.epoch
     if as_json:
         names = _unique(result.columns)
         for row in result.rows:

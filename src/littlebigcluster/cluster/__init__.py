@@ -1,9 +1,9 @@
 """Puts it together: the public `Cluster` and `Node`."""
 
 from littlebigcluster.cluster.cluster import Cluster, Join
-from littlebigcluster.cluster.inspect import Head, LogEntry, Rows, Status
+from littlebigcluster.cluster.inspect import LogEntry, Rows, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.session import ReadYourWrites
 from littlebigcluster.cluster.statements import Result
 
-__all__ = ["Cluster", "Head", "Join", "LogEntry", "Node", "ReadYourWrites", "Result", "Rows", "Status"]
+__all__ = ["Cluster", "Join", "LogEntry", "Node", "ReadYourWrites", "Result", "Rows", "State", "Status"]

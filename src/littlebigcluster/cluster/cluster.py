@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import inspect
+from littlebigcluster.cluster import inspect, past
 from littlebigcluster.cluster.certificates import Rotation, rotate_authority
 from littlebigcluster.cluster.description import Description, check_roles
 from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
-from littlebigcluster.cluster.inspect import Head, LogEntry, Status
+from littlebigcluster.cluster.inspect import LogEntry, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
 from littlebigcluster.cluster.statements import Procedures
-from littlebigcluster.epochs import names, read_identity
+from littlebigcluster.epochs import Metadata, Point, names, read_identity
 from littlebigcluster.net import ASGIApp
 from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
 from littlebigcluster.store import Location, Store, open_store, probe_exists
@@ -132,10 +133,43 @@ class Cluster:
         """
         return inspect.history(self._store, limit=limit, expected_id=self._id)
 
-    def head(self) -> AbstractAsyncContextManager[Head]:
+    def head(self) -> AbstractAsyncContextManager[State]:
         """`async with cluster.head() as head` restores the newest state to a temporary place, to be read there
         without joining. Raises what `status` raises."""
         return inspect.head(self._store, expected_id=self._id, clock=self._clock)
+
+    def at(self, point: Point) -> AbstractAsyncContextManager[State]:
+        """`async with cluster.at(point) as state` restores the state of then to a temporary place, to be read there.
+
+        A point is an epoch, a datetime with a time zone, or a timedelta: so long ago. Raises NotRetained, and what
+        `status` raises.
+        """
+        return past.at(self._store, point, expected_id=self._id, clock=self._clock)
+
+    async def restore(
+        self,
+        path: Path | str,
+        point: Point | None = None,
+        *,
+        overwrite: bool = False,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Metadata:
+        """Write the database as it was at `point` (see `at`; None: as it is now) to a file, whole or not at all.
+
+        Every hash on the way and the state checksum of the result are checked. It is the database with all that is in
+        it, the library's own tables too, and in WAL mode. `on_bytes` is told how many bytes of the log have been
+        read, and of how many. Returns the metadata of that epoch. Raises NotRetained, FileExistsError, OSError, and
+        what `status` raises.
+        """
+        return await past.restore_file(
+            self._store,
+            Path(path),
+            point,
+            overwrite=overwrite,
+            expected_id=self._id,
+            clock=self._clock,
+            on_bytes=on_bytes,
+        )
 
     async def ask_leader(
         self,

@@ -75,8 +75,8 @@ class Rows:
     rows: list[tuple[Any, ...]]
 
 
-class Head:
-    """The database at the head of the log, restored to a temporary place. Read-only."""
+class State:
+    """The database at one epoch, restored to a temporary place. Read-only."""
 
     def __init__(self, connection: sqlite3.Connection, identity: Identity, metadata: Metadata) -> None:
         self._connection, self.identity, self.metadata = connection, identity, metadata
@@ -153,7 +153,7 @@ async def history(store: Store, *, limit: int | None, expected_id: str | None = 
 
 
 @contextlib.asynccontextmanager
-async def head(store: Store, *, expected_id: str | None = None, clock: Clock) -> AsyncIterator[Head]:
+async def head(store: Store, *, expected_id: str | None = None, clock: Clock) -> AsyncIterator[State]:
     """Restore the newest state to a temporary directory and read it there. Raises what `status` raises."""
     identity, _ = await read_identity(store, expected_id=expected_id)
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
@@ -161,7 +161,7 @@ async def head(store: Store, *, expected_id: str | None = None, clock: Clock) ->
         try:
             connection = restored.replica.connect()
             try:
-                yield Head(connection, identity, restored.metadata)
+                yield State(connection, identity, restored.metadata)
             finally:
                 connection.close()
         finally:

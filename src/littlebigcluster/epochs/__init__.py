@@ -3,6 +3,7 @@
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows
 from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, Metadata
+from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, retained
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.epochs.survey import (
     Survey,
@@ -26,14 +27,18 @@ __all__ = [
     "Log",
     "Lost",
     "Metadata",
+    "Point",
     "Position",
     "Survey",
     "check_follows",
     "epoch_of",
+    "find_epoch",
     "in_order",
+    "metadata_of",
     "read_all_metadata",
     "read_identity",
     "read_metadata",
+    "retained",
     "survey",
     "survey_all",
 ]

@@ -68,10 +68,17 @@ async def _object(packed: Packed) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def download(store: Store, info: ObjectInfo, sink: Callable[[Iterable[bytes]], None]) -> Metadata:
+async def download(
+    store: Store,
+    info: ObjectInfo,
+    sink: Callable[[Iterable[bytes]], None],
+    *,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Metadata:
     """Fetch a snapshot by a few range reads at a time and hand its raw pieces, in order, to `sink` in a thread.
 
-    `sink` gets each piece as soon as it is there; only when this returns all of it is known to be good.
+    `sink` gets each piece as soon as it is there, and `on_bytes` is told how many more bytes of the object have been
+    read; only when this returns all of it is known to be good.
     Raises CorruptLog, FormatTooNew, StoreUnavailable, and what `sink` raises.
     """
     name = info.key
@@ -84,8 +91,10 @@ async def download(store: Store, info: ObjectInfo, sink: Callable[[Iterable[byte
         check_snapshot(metadata, name)
         decompressor = codec.Decompressor(metadata, name=name, offset=start)
         await asyncio.to_thread(lambda: sink(decompressor.piece(first[start:])))
+        on_bytes(len(first))
         async for piece in pieces:
             await asyncio.to_thread(lambda piece=piece: sink(decompressor.piece(piece)))  # type: ignore[misc]
+            on_bytes(len(piece))
         decompressor.finish()
         return metadata
     finally:

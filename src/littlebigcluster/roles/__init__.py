@@ -4,7 +4,18 @@ from littlebigcluster.roles.decisions import Timing
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import Restored, SinceSnapshot, restore
+from littlebigcluster.roles.restore import OnBytes, Restored, SinceSnapshot, restore, restore_at
 from littlebigcluster.roles.strong import SharedProof
 
-__all__ = ["Follower", "Leadership", "LocalCopy", "Restored", "SharedProof", "SinceSnapshot", "Timing", "restore"]
+__all__ = [
+    "Follower",
+    "Leadership",
+    "LocalCopy",
+    "OnBytes",
+    "Restored",
+    "SharedProof",
+    "SinceSnapshot",
+    "Timing",
+    "restore",
+    "restore_at",
+]

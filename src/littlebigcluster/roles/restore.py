@@ -7,7 +7,7 @@ import hashlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -69,6 +69,25 @@ class Restored:
     since_snapshot: SinceSnapshot = field(default_factory=lambda: SinceSnapshot(0, 0))
 
 
+OnBytes = Callable[[int, int], None]
+"""Told how many bytes of the log have been read so far, and how many are to be read in all."""
+
+
+class _Count:
+    """Counts for an `OnBytes`."""
+
+    def __init__(self, on_bytes: OnBytes = lambda done, total: None) -> None:
+        self._on_bytes = on_bytes
+        self._done = self._total = 0
+
+    def begin(self, total: int) -> None:
+        self._done, self._total = 0, total
+
+    def add(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        self._on_bytes(self._done, self._total)
+
+
 def apply_entry(replica: Replica, entry: Entry) -> None:
     """Apply an epoch that follows the replica's. Raises CorruptLog when its content is no epoch, StateMismatch,
     FormatTooNew."""
@@ -103,27 +122,69 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
         raise
 
 
+async def restore_at(
+    store: Store,
+    identity: Identity,
+    directory: Path,
+    found: Survey,
+    epoch: int,
+    *,
+    clock: Clock,
+    on_bytes: OnBytes = lambda done, total: None,
+) -> Restored:
+    """A replica at `epoch`, one of the log of which `found` shows what is `retained`, in `directory`.
+
+    All hashes and the state checksum are checked. A damaged snapshot is passed over for an older one. `on_bytes` is
+    told how many bytes have been read, and of how many. Raises CorruptLog, FormatTooNew, StoreUnavailable, OSError.
+    """
+    before = Survey(
+        [info for info in found.snapshots if epoch_of(info) <= epoch],
+        [info for info in found.epochs if epoch_of(info) <= epoch],
+    )
+    count = _Count(on_bytes)
+    metadata, replica, _ = await _newest_of(store, identity, before, directory, clock=clock, count=count)
+    try:
+        position = await _position_of_snapshot(store, metadata)
+        restored = Restored(replica, position, clock.boottime(), metadata, SinceSnapshot(metadata.epoch, 0))
+        await _catch_up(store, identity, restored, before.epochs, count=count)
+        if restored.position.epoch != epoch:
+            raise CorruptLog(names.wal(epoch), "an object, found none: the log has a hole")
+        return restored
+    except BaseException:
+        replica.close()
+        raise
+
+
 async def _newest_snapshot(
     store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock
 ) -> tuple[Metadata, Replica, ObjectInfo]:
+    """The newest sound snapshot of those the hint leads to, else of all."""
+    try:
+        return await _newest_of(store, identity, found, directory, clock=clock)
+    except (CorruptLog, NotInitialized):
+        everything = await survey_all(store)
+        tried = {info.key for info in found.snapshots}
+        if tried.issuperset(info.key for info in everything.snapshots):
+            raise
+        found.epochs[:] = everything.epochs
+        older = Survey([info for info in everything.snapshots if info.key not in tried], everything.epochs)
+        return await _newest_of(store, identity, older, directory, clock=clock)
+
+
+async def _newest_of(
+    store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock, count: _Count | None = None
+) -> tuple[Metadata, Replica, ObjectInfo]:
     """The newest sound snapshot; a damaged one is passed over, and says so."""
     first_error: CorruptLog | None = None
-    tried: set[str] = set()
-    for candidates in (found.snapshots, None):
-        if candidates is None:
-            everything = await survey_all(store)
-            found.epochs[:] = everything.epochs
-            candidates = everything.snapshots
-        for info in candidates:
-            if info.key in tried:
-                continue
-            tried.add(info.key)
-            try:
-                metadata, replica = await _load_snapshot(store, identity, info, directory, clock=clock)
-                return metadata, replica, info
-            except CorruptLog as error:
-                logger.error("passing over a damaged snapshot: %s", error)
-                first_error = first_error or error
+    count = count or _Count()
+    for info in found.snapshots:
+        count.begin(info.size_bytes + sum(each.size_bytes for each in found.epochs if epoch_of(each) > epoch_of(info)))
+        try:
+            metadata, replica = await _load_snapshot(store, identity, info, directory, clock=clock, count=count)
+            return metadata, replica, info
+        except CorruptLog as error:
+            logger.error("passing over a damaged snapshot: %s", error)
+            first_error = first_error or error
     if first_error is not None:
         raise first_error
     if found.epochs:
@@ -132,14 +193,14 @@ async def _newest_snapshot(
 
 
 async def _load_snapshot(
-    store: Store, identity: Identity, info: ObjectInfo, directory: Path, *, clock: Clock
+    store: Store, identity: Identity, info: ObjectInfo, directory: Path, *, clock: Clock, count: _Count
 ) -> tuple[Metadata, Replica]:
     path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
     await asyncio.to_thread(path.parent.mkdir, parents=True)
     try:
         with path.open("wb") as file:
             target = _Target(file, StateChecksum(identity.settings.page_size))
-            metadata = await snapshots.download(store, info, target.write)
+            metadata = await snapshots.download(store, info, target.write, on_bytes=count.add)
         if metadata.cluster_id != identity.cluster_id:
             raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
         found = f"{target.checksum.value:016x}"
@@ -177,7 +238,9 @@ async def _position_of_snapshot(store: Store, metadata: Metadata) -> Position:
     return Position(0, metadata.term, hashlib.sha256(body).hexdigest())
 
 
-async def _catch_up(store: Store, identity: Identity, restored: Restored, listed: list[ObjectInfo]) -> None:
+async def _catch_up(
+    store: Store, identity: Identity, restored: Restored, listed: list[ObjectInfo], *, count: _Count | None = None
+) -> None:
     """Fetch the listed epochs after the replica's concurrently and apply them in order."""
     first = restored.position.epoch + 1
     last = max((epoch_of(info) for info in listed), default=0)
@@ -188,6 +251,8 @@ async def _catch_up(store: Store, identity: Identity, restored: Restored, listed
         restored.position = Position(entry.metadata.epoch, entry.metadata.term, entry.sha256)
         restored.metadata = entry.metadata
         restored.since_snapshot.add(entry.size_bytes)
+        if count is not None:
+            count.add(entry.size_bytes)
 
 
 def _apply_restoring(replica: Replica, entry: Entry) -> None:

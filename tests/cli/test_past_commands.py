@@ -1,0 +1,81 @@
+"""restore, and sql at a point in time: on the store alone."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from littlebigcluster.cli.points import parse_point
+from tests.cli.programs import error_line, output
+from tests.cli.test_reading_commands import led_cluster
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """A cluster with a table of two rows since epoch 3, that was released in epoch 4."""
+    asyncio.run(led_cluster(tmp_path / "store"))
+    return str(tmp_path / "store")
+
+
+def jobs(path: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT name FROM job ORDER BY id").fetchall()
+
+
+def test_restore_writes_the_file_and_says_what_it_is(store: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    said = output("-p", store, "restore", "-o", str(path))
+    assert said.startswith(f"{path}: epoch 4 of 20")
+    assert said.strip().endswith("checked")
+    assert jobs(path) == [("one",), ("zwei",)]
+    error = error_line("-p", store, "restore", "-o", str(path), "--latest")
+    assert error == f"Error: {path} exists already, and is left as it is\n"
+    output("-p", store, "restore", "-o", str(path), "--epoch", "2", "--force")
+    assert jobs(path) == []
+
+
+def test_sql_and_restore_take_the_same_points(store: str, tmp_path: Path) -> None:
+    now = datetime.now(UTC).isoformat()
+    for point, count in [
+        (["--epoch", "2"], 0),
+        (["--epoch", "3"], 2),
+        (["--ago", "0s"], 2),
+        (["--at", now], 2),
+        ([], 2),
+    ]:
+        assert f'"{count}"' in output(
+            "-p", store, "sql", "SELECT cast(count(*) AS text) AS n FROM job", "--json", *point
+        )
+        path = tmp_path / "x.db"
+        output("-p", store, "restore", "-o", str(path), "--force", *point)
+        assert len(jobs(path)) == count
+
+
+def test_bad_points_are_refused_in_one_line(store: str) -> None:
+    sql = ("-p", store, "sql", "SELECT 1")
+    assert "epoch 9 is not in the log, which goes from epoch 0 (" in error_line(*sql, "--epoch", "9")
+    assert "is still to come" in error_line(*sql, "--at", "2999-01-01")
+    assert "is not in the log, which goes from" in error_line(*sql, "--ago", "5000d")
+    assert "'soon' is not a date and time (2026-11-22T10:00Z; without a zone, this machine's)" in error_line(
+        *sql, "--at", "soon"
+    )
+    assert "'7' is not how long ago" in error_line(*sql, "--ago", "7")
+    assert "exclude each other" in error_line(*sql, "--ago", "1s", "--epoch", "1")
+    assert "exclude each other" in error_line("-p", store, "restore", "-o", "x", "--latest", "--epoch", "1")
+
+
+def test_points_are_read_as_people_write_them() -> None:
+    assert parse_point("12") == 12
+    assert parse_point("1d12h") == timedelta(hours=36)
+    assert parse_point("90m") == timedelta(hours=1.5)
+    assert parse_point("1.5h") == timedelta(hours=1.5)
+    assert parse_point("2026-11-22T10:00Z") == datetime(2026, 11, 22, 10, tzinfo=UTC)
+    local = parse_point("2026-11-22")
+    assert isinstance(local, datetime)
+    assert local == datetime(2026, 11, 22).astimezone()
+    assert [parse_point(text) for text in ("", "h", "12 h", "-5", "yesterday", "1y")] == [None] * 6
