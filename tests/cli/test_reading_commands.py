@@ -17,6 +17,9 @@ import pytest
 import littlebigcluster as lbc
 from littlebigcluster.cli.reading import STATUS_SECONDS, _unique, show_status
 from tests.cli.programs import LBC, environment, error_line, output, run
+from tests.docs.documents import DOCS, code, table
+
+OPERATING = DOCS / "OPERATING.md"
 
 
 async def led_cluster(path: Path) -> None:
@@ -73,6 +76,7 @@ async def test_status_is_by_the_leader_when_it_answers_and_else_by_the_store_in_
         assert (live["source"], live["leader_error"]) == ("leader", None)
         assert (alone["source"], alone["leader_error"], alone["members"]) == ("store", None, None)
         assert list(live) == list(alone)
+        assert list(live) == [code(row["field"]) for row in table(OPERATING, "Status") if row["`lbc status --json`"]]
         same = set(live) - {"source", "members", "beacon"}  # that may come at any time
         assert {name: live[name] for name in same} == {name: alone[name] for name in same}
         assert [(each["id"], each["roles"]) for each in live["members"]["members"]] == [(str(node.id), ["web"])]

@@ -19,6 +19,7 @@ from littlebigcluster.cluster.certificates import load_authorities
 from littlebigcluster.errors import LbcError, PeerUnavailable
 from littlebigcluster.net import Client, Receive, Scope, Send, bundle, routes
 from tests.cluster.group import Group, all_fed, eventually, group, member_client, report
+from tests.docs.documents import DOCS, code, table
 
 QUIET = {"leader_timeout": 20.0}
 
@@ -168,6 +169,8 @@ async def test_status_tells_what_the_node_knows(g: Group) -> None:
         assert (status, headers["content-type"]) == (200, "application/json")
         original = {"cluster_id", "this", "roles", "leader", "epoch", "last_update", "snapshot_epoch", "members"}
         assert set(told) == original | {"database_size_bytes", "term", "is_leader"}
+        documented = table(DOCS / "OPERATING.md", "Status")
+        assert set(told) == {code(row["field"]) for row in documented if row["`GET /.lbc/status`"]}
         assert told["cluster_id"] == "lol"
         assert told["this"]["id"] == str(node.id)
         assert told["roles"] == told["this"]["roles"] == list(node.roles)
