@@ -274,7 +274,7 @@ def print_all(measured: Measured, followers: int, frozen: int) -> None:
     )
     row("memory of the leader meanwhile, peak", measured.memory_large / 1e6, "MB", MEMORY_TARGET_MB)
     row(f"memory while {frozen} read nothing, peak", measured.memory_frozen / 1e6, "MB", MEMORY_TARGET_MB)
-    row("of these, dropped", measured.dropped, "")
+    print(f"{'of these, dropped':44} {measured.dropped:9}")
     row("the frozen ones are fed again after", measured.awake_again, "s")
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +25,58 @@ from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import PeerUnavailable
 from littlebigcluster.net import Client
 from littlebigcluster.watch import Watch
-from tests.cluster.group import eventually
+from tests.cluster.group import eventually, group, within
+from tests.scenarios.stage import WAIT
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+# -- whole nodes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_crowd_of_nodes_joins_at_once_and_leaves_at_once_while_the_leader_writes() -> None:
+    count = 30
+    settings = {"leader_timeout": 20.0, "poll_interval": 1.0}
+    async with group() as g:
+        leader = await g.leader(settings=settings)
+        latencies: list[float] = []
+
+        async def write() -> None:
+            while True:
+                start = time.monotonic()
+                await leader.execute("INSERT INTO job VALUES ('x')")
+                latencies.append(time.monotonic() - start)
+                await asyncio.sleep(0.1)
+
+        writing = asyncio.create_task(write())
+        nodes = await asyncio.gather(*(g.node(settings=settings) for _ in range(count)))
+        everybody = sorted(node.id for node in (leader, *nodes))
+        for node in (leader, *nodes):
+            await node.members.until(lambda members: [each.id for each in members] == everybody, timeout=WAIT)
+        epoch = leader.epoch.value
+        for node in nodes:
+            await node.epoch.until(lambda now: now >= epoch, timeout=WAIT)
+        await asyncio.gather(*map(g.leave, nodes))
+        await leader.members.until(lambda members: len(members) == 1, timeout=WAIT)
+        assert leader.is_leader
+        assert leader._presence is not None
+        assert len(leader._presence._feed) == 0
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert max(latencies) < 3.0
+        assert len(latencies) > 5
+
+
+@pytest.mark.slow
+def test_the_feed_keeps_its_targets_and_drops_who_does_not_read() -> None:
+    command = [sys.executable, BENCHMARKS / "feed.py", "--followers", "100", "--frozen", "10", "--epochs", "10"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert printed.returncode == 0, printed.stderr
+    targets = re.findall(r"([\d.]+) (ms|MB)   target <= (\d+) \2$", printed.stdout, re.MULTILINE)
+    assert len(targets) == 5
+    assert all(float(value) <= float(target) for value, _, target in targets), printed.stdout
+    assert re.search(r"of these, dropped +10\b", printed.stdout), printed.stdout
+
 
 # -- a leader that cannot be had -----------------------------------------------------------------------------------
 
@@ -111,6 +166,23 @@ async def test_a_stream_that_has_lasted_is_made_again_soon_however_many_failed_b
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_it_ends_when_it_is_cancelled_also_in_the_moment_in_which_a_stream_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fed, "pause_before_retry", lambda *_: 0.0)
+    me = Member(Clock().uuid7(), "127.0.0.1:1")
+    for steps in range(60):
+        reporter = Reporter(
+            Watch(Leader(Clock().uuid7(), "127.0.0.1:2", "")), me=lambda: me, session="s", connect=Attempts().connect,
+            follower=Idle(), report_interval=60, on_members=lambda _: None, clock=Clock(),
+        )  # fmt: skip
+        running = asyncio.create_task(reporter.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        await within(asyncio.wait([running]), 5)
 
 
 # -- the list of members -------------------------------------------------------------------------------------------

@@ -76,34 +76,37 @@ class Reporter:
 
     async def run(self) -> None:
         """For ever. A broken stream is no error: polling goes on, and it is made again."""
+        failures = 0
         while True:
             leader = await self._leader.until(lambda leader: leader is not None and leader.address)
             assert leader is not None
-            attempts = asyncio.create_task(self._keep_fed(leader))
-            changed = asyncio.create_task(self._leader.until(_other_than(leader)))
-            try:
-                await asyncio.wait((attempts, changed), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (attempts, changed):
-                    task.cancel()
-                await asyncio.gather(attempts, changed, return_exceptions=True)
-            for task in (attempts, changed):
-                if not task.cancelled():
-                    task.result()
-
-    async def _keep_fed(self, leader: Leader) -> None:
-        """Hold the stream to this leader, until cancelled."""
-        if leader.uuid == self._me().id:
-            await asyncio.Event().wait()
-        failures = 0
-        while True:
+            if leader.uuid == self._me().id:
+                await self._leader.until(_other_than(leader))
+                continue
             began = _now()
-            try:
-                await self._read_and_report(leader)
-            except (PeerUnavailable, RequestTimeout, ValueError, CorruptLog) as error:
-                logger.debug("the feed of %s broke: %s", leader.uuid, error)
+            await self._attempt(leader)
             failures = 0 if _now() - began > _LONGEST_PAUSE_SECONDS else failures + 1
-            await asyncio.sleep(pause_before_retry(failures, self._clock.random()))
+            pause = pause_before_retry(failures, self._clock.random())
+            with contextlib.suppress(TimeoutError):
+                await self._leader.until(_other_than(leader), timeout=pause)
+                failures = 0
+
+    async def _attempt(self, leader: Leader) -> None:
+        """One stream, until it breaks or another one leads."""
+        # A task of its own, and no loop in it: a task group that has an error in hand swallows a cancellation (before
+        # Python 3.13).
+        reading = asyncio.create_task(self._read_and_report(leader))
+        changed = asyncio.create_task(self._leader.until(_other_than(leader)))
+        try:
+            await asyncio.wait((reading, changed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reading, changed):
+                task.cancel()
+            await asyncio.gather(reading, changed, return_exceptions=True)
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            if not isinstance(error, PeerUnavailable | RequestTimeout | ValueError | CorruptLog):
+                raise error
+            logger.debug("the feed of %s broke: %s", leader.uuid, error)
 
     def changed(self) -> None:
         """Something about this node has changed: report at once."""

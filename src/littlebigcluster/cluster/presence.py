@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _REPORT_BYTES = 64 << 10
 
-_CHANGED_SECONDS, _CHANGED_SECONDS_A_MEMBER = 0.1, 0.001
+_CHANGED_SECONDS, _CHANGED_SECONDS_A_MEMBER = 0.1, 0.0025
 """A list on which something but epochs has changed goes out at most so often, the less often the longer it is: what is
 sent grows with the square of its length, and when many come or go at once, each of them changes it."""
 
