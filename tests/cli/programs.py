@@ -18,6 +18,10 @@ LBC = [sys.executable, "-W", "error", "-m", "littlebigcluster"]
 EXAMPLE = [sys.executable, "-W", "error", str(ROOT / "examples" / "lol_cluster.py")]
 PATIENCE_SECONDS = 30
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has started the tests in the background; the commands would inherit that they cannot be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def environment() -> dict[str, str]:
     """Without what would change the output."""
