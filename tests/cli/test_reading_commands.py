@@ -16,6 +16,7 @@ import pytest
 
 import littlebigcluster as lbc
 from littlebigcluster.cli.reading import STATUS_SECONDS, _unique, show_status
+from littlebigcluster.net import Answer, Request
 from tests.cli.programs import LBC, environment, error_line, output, run
 from tests.docs.documents import DOCS, code, table
 
@@ -91,22 +92,28 @@ async def test_status_is_by_the_leader_when_it_answers_and_else_by_the_store_in_
     assert list(after) == list(live)
 
 
-async def frozen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A leader that takes connections and says nothing."""
+async def takes_connections_and_says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
 
 
+async def hangs(request: Request) -> Answer:
+    await asyncio.sleep(60)
+    return Answer()
+
+
+@pytest.mark.parametrize("silent", ["the network", "the leader"])
 async def test_status_does_not_wait_long_for_a_leader_that_does_not_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], silent: str
 ) -> None:
     cluster = lbc.Cluster(tmp_path)
     await cluster.init("lol")
-    async with await asyncio.start_server(frozen, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        # It tells others to go where nobody answers.
-        async with cluster.join(can_lead=True, address="127.0.0.1:0", advertise=f"127.0.0.1:{port}") as node:
+    async with await asyncio.start_server(takes_connections_and_says_nothing, "127.0.0.1", 0) as server:
+        elsewhere = f"127.0.0.1:{server.sockets[0].getsockname()[1]}" if silent == "the network" else None
+        async with cluster.join(can_lead=True, address="127.0.0.1:0", advertise=elsewhere) as node:
             await node.wait_until_leader(timeout=10)
+            service: Any = node._listener._app
+            service._router.add("GET", "/.lbc/status", hangs)
             began = time.monotonic()
             await show_status(cluster, lbc.NodeSettings(), as_json=True)
             assert time.monotonic() - began < STATUS_SECONDS + 4
