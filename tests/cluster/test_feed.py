@@ -242,6 +242,22 @@ async def relayed_leader(g: Group, **settings: Any) -> AsyncIterator[tuple[Node,
         yield await g.leader(**address, settings={**QUIET, **settings}), relay
 
 
+async def test_a_node_that_only_follows_holds_one_connection() -> None:
+    async with group() as g, relayed_leader(g) as (a, relay):
+        b = await g.node(settings=FED_ONLY)
+        await all_fed(b)
+        for name in "abc":
+            epoch = await write(a, name)
+            await b.epoch.until(lambda now, epoch=epoch: now >= epoch, timeout=WAIT)
+        b.set_metadata({"reported": True})
+        await a.members.until(lambda members: members.get(b.id).metadata == {"reported": True}, timeout=WAIT)
+        assert relay.connections == 1
+        await write(b, "forwarded")
+        await write(b, "forwarded over the same one")
+        assert relay.connections == 2
+        await g.close()
+
+
 async def test_a_broken_stream_is_made_again_at_once() -> None:
     async with group() as g, relayed_leader(g) as (a, relay):
         b = await g.node(settings=FED_ONLY)

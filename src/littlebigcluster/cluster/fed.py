@@ -49,7 +49,10 @@ class Fed(Protocol):
 
 class Reporter:
     """Keeps the stream to the present leader, and tells it how far this node is. Runs beside the follower loop, which
-    polls whenever the stream is not up."""
+    polls whenever the stream is not up.
+
+    Over a connection of its own: on one that is shared, a stream that somebody does not read would silence the feed.
+    """
 
     def __init__(
         self,
