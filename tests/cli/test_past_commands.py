@@ -79,3 +79,18 @@ def test_points_are_read_as_people_write_them() -> None:
     assert isinstance(local, datetime)
     assert local == datetime(2026, 11, 22).astimezone()
     assert [parse_point(text) for text in ("", "h", "12 h", "-5", "yesterday", "1y")] == [None] * 6
+
+
+def test_rollback_says_what_it_would_do_and_does_it_with_yes(store: str) -> None:
+    count = ("-p", store, "sql", "SELECT cast(count(*) AS text) AS n FROM job", "--json")
+    said = output("-p", store, "rollback", "--to", "2").splitlines()
+    assert said[0].startswith("Now:   epoch 4 of 20")
+    assert said[1].startswith("Then:  epoch 2 of 20")
+    assert said[2].startswith("Nothing was done. With --yes")
+    assert '"2"' in output(*count)
+    done = output("-p", store, "rollback", "--to", "2", "--yes").splitlines()[-1]
+    assert done == "Done:  epoch 6 is as epoch 2 was. To undo it: lbc rollback --to 5"
+    assert '"0"' in output(*count)
+    output("-p", store, "rollback", "--to", "5", "--yes")
+    assert '"2"' in output(*count)
+    assert "epoch 99 is not in the log" in error_line("-p", store, "rollback", "--to", "99")

@@ -18,7 +18,7 @@ from littlebigcluster.cli import past
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
-from littlebigcluster.cli.points import one_point, point_options
+from littlebigcluster.cli.points import PointType, one_point, point_options
 from littlebigcluster.cli.reading import show_log, show_members, show_rotation, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
@@ -243,6 +243,19 @@ def restore(place: Place, output: Path, at: Any, epoch: Any, ago: Any, latest: b
     if latest and point is not None:
         raise click.UsageError("--latest and a point in time exclude each other")
     run(past.restore(place.cluster(), output, point, overwrite=force))
+
+
+@cli.command()
+@click.option("--to", type=PointType(), required=True, metavar="POINT", help="An epoch, a time, or an age: 1234, 2h.")
+@click.option("--yes", is_flag=True, help="Do it; else it is only said what would be done.")
+@_tls_options
+@click.pass_obj
+def rollback(place: Place, /, to: Any, yes: bool, **tls: Any) -> None:
+    """Make the database what it was, for the whole cluster, while it runs or not.
+
+    The state of that point becomes a new epoch. The log keeps everything, so a rollback can itself be undone.
+    """
+    run(past.rollback(place.cluster(), to, NodeSettings(**tls), act=yes))
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""`lbc restore`: what was, as a file."""
+"""`lbc restore`: what was, as a file. `lbc rollback`: what was, as what is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from littlebigcluster.cli import text
 from littlebigcluster.cluster import Cluster
 from littlebigcluster.epochs import Point
+from littlebigcluster.settings import NodeSettings
 
 
 async def restore(cluster: Cluster, path: Path, point: Point | None, *, overwrite: bool) -> None:
@@ -26,3 +27,17 @@ async def restore(cluster: Cluster, path: Path, point: Point | None, *, overwrit
         )
     size = metadata.database_pages * metadata.page_size
     text.show(f"{path}: epoch {metadata.epoch} of {text.moment(metadata.created_at)}, {text.size(size)}, checked")
+
+
+async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, act: bool) -> None:
+    """Say what would come back; with `act`, bring it back."""
+    now = await cluster.status()
+    async with cluster.at(point) as state:
+        then = state.metadata
+    text.show(f"Now:   epoch {now.epoch} of {text.moment(now.last_update)}")
+    text.show(f"Then:  epoch {then.epoch} of {text.moment(then.created_at)}")
+    if not act:
+        text.show("Nothing was done. With --yes the state of then becomes a new epoch; what is now stays in the log.")
+        return
+    done = await cluster.rollback(then.epoch, settings=settings)
+    text.show(f"Done:  epoch {done.epoch} is as epoch {done.value} was. To undo it: lbc rollback --to {done.epoch - 1}")

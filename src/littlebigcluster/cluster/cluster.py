@@ -19,6 +19,7 @@ from littlebigcluster.cluster.inspect import LogEntry, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
 from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.database import Done
 from littlebigcluster.epochs import Metadata, Point, names, read_identity
 from littlebigcluster.net import ASGIApp
 from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
@@ -170,6 +171,15 @@ class Cluster:
             clock=self._clock,
             on_bytes=on_bytes,
         )
+
+    async def rollback(self, point: Point, *, settings: NodeSettings | None = None) -> Done[int]:
+        """Make the database what it was at `point`, as one new epoch; see `Node.rollback`.
+
+        Joins for that; whoever leads does it, and when nobody does, this process. Raises what `join` and
+        `Node.rollback` raise.
+        """
+        async with self.join(can_lead=True, settings=settings) as node:
+            return await node.rollback(point)
 
     async def ask_leader(
         self,

@@ -117,7 +117,7 @@ class Forwarder:
             return Done(from_json(answer["value"]), answer["epoch"])
         if response.status == 421:
             raise NotLeader(f"{leader.address} is another node by now")
-        raise _error_of(answer)
+        raise error_of(answer)
 
     async def _client_of(self, leader: Leader) -> Client:
         if self._client is None or self._address != leader.address:
@@ -153,11 +153,11 @@ async def serve_write(request: Request, run: Run) -> Answer:
     try:
         done = await run(work, key, MAX_TIMEOUT_SECONDS)
     except Exception as error:  # a procedure may raise anything; the sender is to know
-        return Answer.json(_describe(error), status=503 if isinstance(error, NotLeader | StoreUnavailable) else 409)
+        return Answer.json(describe(error), status=503 if isinstance(error, NotLeader | StoreUnavailable) else 409)
     return Answer.json({"value": done.value, "epoch": done.epoch})
 
 
-def _describe(error: Exception) -> dict[str, Any]:
+def describe(error: Exception) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)[:2000]}
 
 
@@ -169,7 +169,7 @@ _KINDS: dict[str, type[Exception]] = {
 }
 
 
-def _error_of(answer: Any) -> Exception:
+def error_of(answer: Any) -> Exception:
     """The exception that the leader described; one that is not known here comes as LbcError."""
     name, message = str(answer.get("error")), str(answer.get("message", ""))
     try:

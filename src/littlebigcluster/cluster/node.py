@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,27 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.clients import Clients, LeaderClient, RoleClient, SameAz
 from littlebigcluster.cluster.description import Description
 from littlebigcluster.cluster.fed import Reporter
-from littlebigcluster.cluster.forward import Forwarder
+from littlebigcluster.cluster.forward import Forwarder, error_of
 from littlebigcluster.cluster.listener import Listener
 from littlebigcluster.cluster.membership import Member, Members, check_metadata
 from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.reading import Reading
-from littlebigcluster.cluster.service import Service
+from littlebigcluster.cluster.service import ROLLBACK_PATH, Service
 from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.cluster.writing import Writing
-from littlebigcluster.database import StateMismatch
-from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable, plain_errors
-from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing
+from littlebigcluster.database import Done, StateMismatch
+from littlebigcluster.epochs import Identity, Leader, Metadata, Point, find_epoch, names, retained
+from littlebigcluster.errors import (
+    LbcError,
+    NoMember,
+    NotLeader,
+    OutcomeUnknown,
+    PeerUnavailable,
+    RequestTimeout,
+    StoreUnavailable,
+    plain_errors,
+)
+from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing, restore_at
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
 from littlebigcluster.version import __version__
@@ -145,6 +156,48 @@ class Node(Writing, Reading):
         leadership.stop()
         await self._leads.until(lambda leads: not leads)
 
+    async def rollback(self, point: Point, *, timeout: Duration = 600.0) -> Done[int]:
+        """Make the database what it was at `point` (an epoch, a datetime, a timedelta: so long ago), for the whole
+        cluster, as one new epoch. History is kept: rolling back to the epoch before undoes it.
+
+        Any node may ask; the leader does it. `.value` is the epoch that came back, `.epoch` the new one, which reads
+        here see. Members, the leader and keys of writes do not go back. Raises NotRetained, NotLeader when nobody
+        leads, Fenced, Aborted (not done), EpochTooLarge, OutcomeUnknown, CorruptLog, StoreUnavailable, OSError.
+        """
+        found = await retained(self._store)
+        to = await find_epoch(self._store, found, point, clock=self._clock)
+        limit = seconds(timeout)
+        epoch = await self._roll_back(to) if self.is_leader else await self._ask_rollback(to, limit)
+        async with asyncio.timeout(limit):
+            await self._reach(epoch)
+        return Done(to, epoch)
+
+    async def _ask_rollback(self, to: int, limit: float) -> int:
+        try:
+            response = await self.leader_client.post(ROLLBACK_PATH, json.dumps({"to": to}).encode(), timeout=limit)
+        except NoMember as error:
+            raise NotLeader(f"nobody leads; nothing was done ({error})") from error
+        except (PeerUnavailable, RequestTimeout) as error:
+            if isinstance(error, PeerUnavailable) and not error.sent:
+                raise NotLeader(f"the leader cannot be reached; nothing was done ({error})") from error
+            raise OutcomeUnknown(f"no answer of the leader; the rollback may have taken effect ({error})") from error
+        if response.status != 200:
+            raise error_of(response.json())
+        return int(response.json()["epoch"])
+
+    async def _roll_back(self, to: int) -> int:
+        """On the leader."""
+        leadership = self._leadership
+        if leadership is None:
+            raise NotLeader("this node does not lead; nothing was done")
+        found = await retained(self._store)
+        await find_epoch(self._store, found, to, clock=self._clock)
+        with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
+            former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
+            await asyncio.to_thread(former.replica.close)
+            logger.info("rolling back to epoch %d", to)
+            return await leadership.bring_back(former.replica.path)
+
     # -- what others see -----------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -190,6 +243,7 @@ class Node(Writing, Reading):
             presence=lambda: self._presence,
             run=self._run_with_key,
             head=self._proven_head,
+            roll_back=self._roll_back,
             members_only=self.settings.tls == "on",
         )
         self._listener = Listener(self._store, service, self.id, self.settings, description, clock=self._clock)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from littlebigcluster.cluster.forward import Run, serve_write
-from littlebigcluster.errors import NotLeader, StoreUnavailable
+from littlebigcluster.cluster.forward import Run, describe, serve_write
+from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, shows_certificate
 from littlebigcluster.net.lifespan import live_as_one
 from littlebigcluster.net.routes import send_answer
@@ -26,6 +27,9 @@ PING_PATH = "/.lbc/ping"
 
 LEADS_PATH = "/.lbc/leads"
 """Answers 200 when the node leads."""
+
+ROLLBACK_PATH = "/.lbc/rollback"
+"""Makes the state of a former epoch the present one, on the leader."""
 
 HEAD_PATH = "/.lbc/head"
 """Answers, on the leader, with an epoch that covers every write acknowledged before the request."""
@@ -50,10 +54,11 @@ class Service:
         presence: Callable[[], Presence | None],
         run: Run,
         head: Callable[[], Awaitable[int]],
+        roll_back: Callable[[int], Awaitable[int]],
         members_only: bool,
     ) -> None:
         self._node, self._app, self._leader_app = node, app, leader_app
-        self._proven_head = head
+        self._proven_head, self._roll_back = head, roll_back
         self._presence, self._members_only = presence, members_only
         self._router = Router(max_body_bytes=_MAX_BODY_BYTES)
         self._router.add("GET", "/.lbc/status", self._status)
@@ -63,6 +68,7 @@ class Service:
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
         self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
+        self._router.add("POST", ROLLBACK_PATH, self._rollback)
         self._router.add("POST", "/.lbc/step-down", self._step_down)
         self._router.add("POST", "/.lbc/leave", lambda request: self._leading().leave(request))
 
@@ -145,6 +151,19 @@ class Service:
         except (ValueError, TypeError, AttributeError) as error:
             raise Refused(400, str(error)) from None
         return Answer.json({})
+
+    async def _rollback(self, request: Request) -> Answer:
+        self._leading()
+        try:
+            to = (await request.json())["to"]
+        except (ValueError, TypeError, KeyError):
+            to = None
+        if not isinstance(to, int) or to is True or to is False:
+            raise Refused(400, "a rollback names the epoch to go back to")
+        try:
+            return Answer.json({"epoch": await self._roll_back(to)})
+        except (LbcError, OSError, sqlite3.Error) as error:
+            return Answer.json(describe(error), status=409)
 
     async def _status(self, request: Request) -> Answer:
         return Answer.json(self._node.status())

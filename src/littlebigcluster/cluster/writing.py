@@ -57,6 +57,7 @@ class Writing:
         is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
         EpochTooLarge, NotAllowed, StoreUnavailable.
         """
+        await self._ready()
         done = await self.submit(fn, timeout=timeout)
         wrote(done.epoch)
         return done
@@ -111,6 +112,7 @@ class Writing:
         if key is not None:
             check_key(key)
         limit = seconds(self.settings.write_timeout if timeout is None else timeout)
+        await self._ready()
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is not None and work.vacuum():
             done = Done(Result([], -1, None), (await writer.vacuum(timeout=limit)).epoch)
@@ -120,6 +122,11 @@ class Writing:
             done = await self._forward(work, limit, key)
         wrote(done.epoch)
         return done
+
+    async def _ready(self) -> None:
+        """While this leader replaces its primary, a write that begins waits; one that is under way is Aborted."""
+        if self._leadership is not None:
+            await self._leadership.ready()
 
     async def _forward(self, work: Work, limit: float, key: str | None) -> Done[Any]:
         until = self._clock.monotonic() + limit

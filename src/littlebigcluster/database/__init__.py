@@ -8,6 +8,7 @@ from littlebigcluster.database.pending import Batch, Done, Pending
 from littlebigcluster.database.primary import Primary
 from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica, StateMismatch
+from littlebigcluster.database.rollback import way_back
 from littlebigcluster.database.versions import check_sqlite_version, required_sqlite_version
 from littlebigcluster.database.wal import Wal, WalError, parse
 from littlebigcluster.database.writer import REMEMBER_SECONDS, Writer
@@ -30,5 +31,6 @@ __all__ = [
     "parse",
     "read_guard",
     "required_sqlite_version",
+    "way_back",
     "write_initial_database",
 ]

@@ -90,6 +90,11 @@ class Writer:
         self._check_size_at = batch_bytes
         self._forget_at = self._clock.monotonic() + REMEMBER_SECONDS
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._stopped_by is not None
+
     async def start(self) -> None:
         """Make the primary. Raises what that raises."""
         self._loop = asyncio.get_running_loop()

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.database import Batch, Primary, Wal, Writer, parse
+from littlebigcluster.database import Batch, Primary, Wal, Writer, parse, way_back
 from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, codec, names
 from littlebigcluster.errors import (
     Aborted,
+    EpochTooLarge,
     Fenced,
     NotLeader,
     OutcomeUnknown,
@@ -72,7 +74,10 @@ class Leadership:
         self._sign_at = 0.0
         """When the next sign of life is due."""
         self._doubted = False
+        self._renewed = asyncio.Event()
         self._woken = asyncio.Event()
+        self._return: tuple[Path, asyncio.Future[int]] | None = None
+        """The former state that is to come back, and who waits for it."""
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -80,10 +85,34 @@ class Leadership:
         """Seconds since the store has last taken a write of this leader."""
         return self._clock.monotonic() - self._store_answered_at
 
+    async def ready(self) -> None:
+        """Wait while the writer is being replaced; over when the leadership is."""
+        while self.writer is not None and self.writer.stopped:
+            await self._renewed.wait()
+
     def doubt(self) -> None:
         """Somebody has seen an epoch that this node does not have: look at once whether another node leads."""
         self._doubted = True
         self._woken.set()
+
+    async def bring_back(self, former: Path) -> int:
+        """Make the database in the file `former`, which nobody else uses, the state of the cluster, but for the
+        library's own tables; return the epoch when it is durable. Whatever is under way is written before; what comes
+        at that moment fails with Aborted.
+
+        Raises Aborted when another one is under way, EpochTooLarge, OSError, sqlite3.Error, NotLeader, Fenced,
+        StoreUnavailable (certainly not done), OutcomeUnknown.
+        """
+        if self._return is not None:
+            raise Aborted("another rollback is under way; nothing was done")
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._return = former, done
+        self._woken.set()
+        try:
+            return await asyncio.shield(done)
+        finally:
+            self._return = None
+            done.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be gone
 
     def stop(self) -> None:
         """Finish what is there, release the leadership, and end."""
@@ -115,6 +144,9 @@ class Leadership:
             return True
         finally:
             last, self.writer = self.writer or writer, None
+            self._renewed.set()
+            if self._return is not None and not self._return[1].done():
+                self._return[1].set_exception(NotLeader("this node does not lead any more; nothing was done"))
             await self._discard(last, lambda: NotLeader("this node does not lead any more; the write is not written"))
 
     async def _lead(self) -> None:
@@ -132,6 +164,10 @@ class Leadership:
                 self.writer = await self._replace(writer)
             elif self._stopping.done():
                 return await self._release(writer)
+            elif self._return is not None and not self._return[1].done():
+                if not await self._go_back(writer, *self._return):
+                    return None
+                look_at = now() + self._sign_interval
             elif writer.work.is_set() and pacing.delay(now()) == 0:
                 pacing.take(now())
                 if not await self._write(writer):
@@ -168,6 +204,39 @@ class Leadership:
         for _ in range(_TURNS):
             await asyncio.sleep(0)
         return durable
+
+    async def _go_back(self, writer: Writer, former: Path, done: asyncio.Future[int]) -> bool:
+        """Write what was executed so far, and the way back as an epoch of its own; False when this node is fenced."""
+        if not await self._write(writer):
+            return False
+        epoch = self._local.epoch.value + 1
+        try:
+            raw, version = await self._local.run(self._way_back, former)
+        except (EpochTooLarge, OSError, sqlite3.Error) as error:
+            done.set_exception(error)
+            return True
+        writer.stop(lambda: Aborted("the database was set back at this moment; the write is not written, try again"))
+        try:
+            durable = await self._commit(Batch(raw, 1, epoch, version, [], writer), leader=self._me)
+        except BaseException as error:
+            refused = isinstance(error, StoreUnavailable)
+            done.set_exception(
+                error if refused else OutcomeUnknown("the node stopped before its fate was known", epoch=epoch)
+            )
+            raise
+        if not durable:
+            done.set_exception(Fenced(f"another node has created epoch {epoch}; nothing was done"))
+            return False
+        try:
+            await self._discard(writer, lambda: Aborted("the database was set back; the write is not written"))
+            self.writer = await self._new_writer()
+        finally:
+            done.set_result(epoch)
+        return True
+
+    def _way_back(self, former: Path) -> tuple[bytes, str]:
+        limit, salt = self._settings.max_epoch_bytes, self._clock.token(8)
+        return way_back(self._local.replica, former, system=self._stamp(), max_bytes=limit, salt=salt)
 
     async def _write_system(self, writer: Writer, *, leader: Leader | None) -> bool:
         """An epoch that changes who leads, with whatever was written before it; False when this node is fenced."""
@@ -239,6 +308,8 @@ class Leadership:
         except BaseException:
             await self._discard(writer, lambda: Aborted("the node has stopped"))
             raise
+        self._renewed.set()
+        self._renewed = asyncio.Event()
         return writer
 
     async def _replace(self, writer: Writer) -> Writer:
