@@ -319,7 +319,8 @@ MEMBERS: list[dict[str, Any]] = [
     {"address": None}, {"az": 5}, {"version": LONG}, {"can_lead": 1}, {"metadata": {"x": float("nan")}},
 ]  # fmt: skip
 ROUTES = ["/.lbc/feed", "/.lbc/report", "/.lbc/leave", "/.lbc/write", "/.lbc/step-down", "/.lbc/status", "/.lbc/ping",
-          "/.lbc/leads", "/.lbc/head", "/.lbc/rollback", "/.lbc/none", "/.lbc/", "/.lbc/feed/", "/.lbc/../.lbc/feed"]  # fmt: skip
+          "/.lbc/leads", "/.lbc/head", "/.lbc/rollback",
+          "/.lbc/none", "/.lbc/", "/.lbc/feed/", "/.lbc/../.lbc/feed"]  # fmt: skip
 
 
 async def test_malformed_requests_are_refused_clearly_and_harm_nothing(
