@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -150,6 +152,23 @@ async def test_list_returns_more_than_a_page(store: Store) -> None:
     assert await listed(store, "many/", keys[1050]) == keys[1051:]
     await store.delete(keys)
     assert await listed(store, "many/") == []
+
+
+async def test_objects_are_dated_by_one_clock(store: Store) -> None:
+    """Retention compares these dates with each other: what is written later must not look older."""
+    for number in range(6):
+        assert await store.create(f"dated/{number}", b"x") == Created()
+        await asyncio.sleep(0.3)
+    await store.put("dated/0", b"again")
+    await store.put_stream("dated/1", chunked(bytes(12 * MIB)))
+    dates = {info.key: info.last_modified for info in await store.list("dated/")}
+    in_order = [dates[f"dated/{number}"] for number in (2, 3, 4, 5, 0, 1)]
+    assert all(date.utcoffset() == timedelta() for date in in_order)
+    second = timedelta(seconds=1.5)  # some stores round to whole seconds
+    assert all(later >= earlier - second for earlier, later in pairwise(in_order))
+    # The date is that of the last writing, and time does pass.
+    assert timedelta(seconds=0.4) <= dates["dated/0"] - dates["dated/2"] < timedelta(minutes=5)
+    assert [info.last_modified for info in await Scoped(store, "dated").list("")] == list(dates.values())
 
 
 async def test_delete_passes_over_what_is_absent(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 
@@ -28,12 +29,15 @@ class Unknown:
 CreateOutcome = Created | Exists | Unknown
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One row of a listing."""
 
     key: str
     size_bytes: int
+    last_modified: datetime
+    """When the object was written (UTC), by the clock of the store; that of no node, unless the store is a directory.
+    Often in whole seconds, and where several machines are the store their clocks may differ a little."""
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -108,7 +109,9 @@ class DirectoryStore:
                     disk.discard(file)
 
     async def list(self, prefix: str, start_after: str = "") -> list[ObjectInfo]:
-        return await self._run(f"list {prefix}*", lambda: sorted(disk.walk(self.root, prefix, start_after)))
+        return await self._run(
+            f"list {prefix}*", lambda: sorted(disk.walk(self.root, prefix, start_after), key=attrgetter("key"))
+        )
 
     async def delete(self, keys: Iterable[str]) -> None:
         paths = [self._path(key) for key in keys]

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -125,7 +126,8 @@ def walk(root: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
                     pending.append(key)
             elif key.startswith(prefix) and key > start_after:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    yield ObjectInfo(key, entry.stat().st_size)
+                    found = entry.stat()
+                    yield ObjectInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _may_hold(inside: str, prefix: str, start_after: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import obstore
@@ -178,8 +179,8 @@ class ObjectStore:
             for meta in chunk:
                 key = meta["path"].removeprefix(self._inside)
                 if meta["path"].startswith(whole) and key > start_after and is_key(key):
-                    found.append(ObjectInfo(key, meta["size"]))
-        return sorted(found)
+                    found.append(ObjectInfo(key, meta["size"], meta["last_modified"]))
+        return sorted(found, key=attrgetter("key"))
 
     async def _delete(self, paths: Sequence[str]) -> None:
         for start in range(0, len(paths), DELETE_BATCH):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 
 from .base import CreateOutcome, ObjectInfo, Store
 from .keys import checked
@@ -43,7 +44,7 @@ class Scoped:
         offset = self._inside + start_after if start_after else ""
         found = await self._store.list(self._inside + prefix, offset)
         start = len(self._inside)
-        shown = (ObjectInfo(info.key[start:], info.size_bytes) for info in found)
+        shown = (replace(info, key=info.key[start:]) for info in found)
         return [info for info in shown if not self._is_forbidden(info.key)]
 
     async def delete(self, keys: Iterable[str]) -> None:
