@@ -20,6 +20,7 @@ from littlebigcluster.store import (
     Exists,
     Fault,
     Faulty,
+    ObjectInfo,
     Store,
     Unknown,
     Wrapper,
@@ -267,6 +268,71 @@ async def test_an_orphan_in_front_of_the_retained_log_is_not_ours(store: Store, 
 
     log = log_at(Scripted(store, late), positions[3], clock)
     assert await log.append(epoch_object(positions[3]), term=1) == Lost()
+
+
+async def test_an_orphan_in_the_deleted_range_is_not_ours_although_the_marker_was_lowered(
+    store: Store, clock: HandClock
+) -> None:
+    """A late PUT of a deposed leader has lowered the marker: only the gap behind the orphan tells."""
+    positions = await fill(store, 10)
+
+    async def late(key: str, body: bytes) -> CreateOutcome:
+        await retire(store, positions, keep_from=9)
+        await store.put(names.LAST_RETAINED, names.marker(2))
+        clock.sleep_machine(7200)
+        return await store.create(key, body)
+
+    log = log_at(Scripted(store, late), positions[3], clock)
+    assert await log.append(epoch_object(positions[3]), term=1) == Lost()
+    # Nor is it the next epoch for anybody else.
+    clock.sleep_machine(7200)
+    assert await log.next() == Gone()
+    assert await log.head() is None
+
+
+class Unsteady(Wrapper):
+    """A listing is no picture of one moment: the first one lacks `key`, although there are later ones."""
+
+    key: str | None = None
+
+    async def list(self, prefix: str, start_after: str = "") -> list[ObjectInfo]:
+        found = await super().list(prefix, start_after)
+        key, self.key = self.key, None
+        return [info for info in found if info.key != key]
+
+
+@pytest.mark.parametrize("missed", [1, 2])
+async def test_an_epoch_that_one_listing_has_missed_is_no_gap(store: Store, clock: HandClock, missed: int) -> None:
+    body = epoch_object(START)
+    unsteady = Unsteady(store)
+    unsteady.key = names.wal(missed)
+
+    async def slow(key: str, sent: bytes) -> CreateOutcome:
+        await store.create(key, sent)
+        await fill(store, 3, after=position_of(sent, 1))
+        clock.sleep_machine(600)
+        return Unknown(TimeoutError())
+
+    log = log_at(Scripted(unsteady, slow), START, clock)
+    assert await log.append(body, term=1) == Appended(position_of(body, 1))
+
+
+async def test_a_reader_far_behind_does_not_take_a_deleted_epoch_for_the_end_of_the_log(
+    store: Store, clock: HandClock
+) -> None:
+    """It reads one old epoch after the other, each there when it is read: that says nothing of the next one."""
+    positions = await fill(store, 10)
+    log = log_at(store, START, clock)
+    await store.put(names.LAST_RETAINED, names.marker(9))
+    for expected in positions[1:4]:
+        clock.sleep_machine(45)
+        found = await log.next()
+        if found == Gone():
+            return
+        log.advance(expected)
+    await retire(store, positions, keep_from=9)
+    clock.sleep_machine(1)
+    assert await log.next() == Gone()
 
 
 async def test_a_bare_conflict_without_an_object_is_sent_again(store: Store, clock: HandClock) -> None:

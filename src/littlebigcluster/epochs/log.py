@@ -4,9 +4,11 @@ Whoever creates epoch N+1 by conditional create leads. Two questions decide ever
 mine?* and *was the one I sent created?* Both are answered here and nowhere else.
 
 **The fence.** Retention deletes old epochs, so an absent epoch N+1 proves that N is the head only for someone who
-knew N to be in the log recently. `Log` keeps when that was (`_confirmed_at`, by a clock that goes on while the
-machine sleeps, read *before* the request that proved it was sent). Past `fence_validity` every question first
-goes through `_survey_after`: `.last_retained`, then a LIST.
+knew recently that N, or an epoch before it, was the head, or that `.last_retained` had not passed it: what
+`.last_retained` has passed stays for longer than any `fence_validity` before it is deleted. `Log` keeps when that was
+(`_confirmed_at`, by a clock that goes on while the machine sleeps, read *before* the request that proved it was sent).
+Past `fence_validity` every question first goes through `_survey_after`: `.last_retained`, then a LIST. That an epoch
+could be read confirms nothing: to one who is far behind, the next one may be gone.
 """
 
 from __future__ import annotations
@@ -107,7 +109,6 @@ class Log:
                 return AtHead()
         entry = codec.decode(body, name=name)
         check_follows(entry, at, cluster_id=self._cluster_id)
-        self._confirm(at.epoch, asked_at)
         return entry
 
     async def is_head(self) -> bool:
@@ -217,17 +218,29 @@ class Log:
         retained = names.parse_marker(await self._store.get(names.LAST_RETAINED))
         if retained is not None and retained > at.epoch + 1:
             return Gone()
-        listed = await self._store.list(names.LOG_PREFIX, start_after=names.wal(at.epoch))
-        parsed = [names.parse(info.key) for info in listed]
-        later = [epoch for kind, epoch in filter(None, parsed) if kind == "wal"]
+        later = await self._listed_after(at)
+        if _gap_at_start(at, later):
+            # Not every listing shows one moment: an epoch created meanwhile may be in it without the one before.
+            later = await self._listed_after(at)
         if not later:
             return AtHead()
-        return later if later[0] == at.epoch + 1 else Gone()
+        # Behind a gap lies the retained log; in front of it may lie an orphan, of a create that came too late.
+        return Gone() if _gap_at_start(at, later) else later
+
+    async def _listed_after(self, at: Position) -> list[int]:
+        listed = await self._store.list(names.LOG_PREFIX, start_after=names.wal(at.epoch))
+        parsed = [names.parse(info.key) for info in listed]
+        return [epoch for kind, epoch in filter(None, parsed) if kind == "wal"]
 
     def _confirm(self, epoch: int, asked_at: float) -> None:
         # An answer about an earlier position says nothing about the present one.
         if epoch == self._position.epoch:
             self._confirmed_at = max(self._confirmed_at, asked_at)
+
+
+def _gap_at_start(at: Position, later: list[int]) -> bool:
+    """Whether one of the two epochs after `at` is missing in front of later ones."""
+    return any(epoch != at.epoch + 1 + index for index, epoch in enumerate(later[:2]))
 
 
 def check_follows(entry: Entry, at: Position, *, cluster_id: str) -> None:
