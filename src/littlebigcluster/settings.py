@@ -13,6 +13,11 @@ from typing import Any, Literal
 Duration = float | timedelta
 Compression = Literal["zstd", "none"]
 
+MAX_FENCE_VALIDITY_SECONDS = 1800.0
+MIN_RETENTION_SECONDS = 3600.0
+MAX_RETENTION_SECONDS = 100 * 365.25 * 86400
+"""So long is for ever: nothing is deleted."""
+
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -125,6 +130,11 @@ class NodeSettings:
     snapshot_epochs: int = 1000
     """A snapshot is made at the latest after so many epochs. A join fetches at most about so many objects."""
 
+    retention: Duration = 7 * 86400.0
+    """Seconds for which any point in time stays restorable, at least 3600; older epochs and snapshots are deleted by
+    whoever leads, by its own setting. 100 years or more (`float("inf")`): nothing is. Costs the storage of all that
+    was written in that time, and a tenth more, as it is deleted now and then."""
+
     readers: int = 4
     """Threads, with one connection each, that serve awaited reads."""
 
@@ -150,8 +160,10 @@ class NodeSettings:
         for name in ("leader_timeout", "poll_interval", "fence_validity"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be positive")
-        if seconds(self.fence_validity) > 1800:
+        if seconds(self.fence_validity) > MAX_FENCE_VALIDITY_SECONDS:
             raise ValueError("fence_validity must stay below half of the shortest retention (1800 s)")
+        if seconds(self.retention) < MIN_RETENTION_SECONDS:
+            raise ValueError(f"retention must be at least 1 hour (3600 s), not {self.retention!r} s")
 
     def _check_own_certificate(self) -> None:
         names = ("tls_certificate", "tls_private_key", "tls_authorities")

@@ -12,6 +12,8 @@ BEACON = DIRECTORY + ".beacon"
 
 AUTHORITIES = DIRECTORY + "ca/"
 
+PINS = DIRECTORY + "pins/"
+
 LOG_PREFIX = DIRECTORY + "0"
 """What all snapshots and epochs begin with (below epoch 10**19), and nothing else: for listing."""
 
@@ -45,6 +47,11 @@ def parse_authority(name: str) -> int | None:
     """The number of the certificate authority of this name, None for any other name."""
     match = re.fullmatch(re.escape(AUTHORITIES) + r"([0-9]{20})\.json", name)
     return int(match[1]) if match else None
+
+
+def pin(name: str) -> str:
+    """The name of the object that pins a part of the log."""
+    return f"{PINS}{name}.json"
 
 
 def marker(epoch: int) -> bytes:

@@ -29,6 +29,7 @@ from littlebigcluster.errors import (
 )
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
+from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
@@ -135,9 +136,18 @@ class Leadership:
             snapshotter = Snapshotter(
                 self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
             )
+            retention = Retention(
+                self._store,
+                self._local,
+                seconds(self._settings.retention),
+                make_snapshot=snapshotter.make,
+                clock=self._clock,
+            )
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
-                    background = [group.create_task(snapshotter.run()), group.create_task(self._show_life())]
+                    background = [
+                        group.create_task(run()) for run in (snapshotter.run, retention.run, self._show_life)
+                    ]
                     await self._lead()
                     for task in background:
                         task.cancel()

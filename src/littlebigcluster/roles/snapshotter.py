@@ -36,6 +36,7 @@ class Snapshotter:
     def __init__(self, store: Store, local: LocalCopy, settings: NodeSettings, *, scratch: Path, clock: Clock) -> None:
         self._store, self._local, self._settings = store, local, settings
         self._scratch, self._clock = scratch, clock
+        self._making = asyncio.Lock()
 
     async def run(self) -> None:
         """Make a snapshot whenever one is due. A failed one is tried again; until it succeeds nothing changes."""
@@ -50,6 +51,10 @@ class Snapshotter:
     async def make(self) -> int:
         """Make one now; returns its epoch. Raises StoreUnavailable, OSError (no space for the compressed copy),
         sqlite3.Error."""
+        async with self._making:
+            return await self._make()
+
+    async def _make(self) -> int:
         local = self._local
         image, metadata, position = await local.image()
         before = replace(local.since_snapshot)

@@ -1,0 +1,138 @@
+"""What retention keeps, and what it lets go: decisions on what one listing of the bucket shows.
+
+All dates are the store's (`ObjectInfo.last_modified`), the present moment too: no node's clock decides what is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from littlebigcluster.epochs import names
+from littlebigcluster.store import ObjectInfo
+
+KEEP_ALL = timedelta(hours=6)
+"""Snapshots younger than this are never thinned out."""
+
+STEPS = 8
+"""At most so many snapshots stay of those between an age and twice that age, besides the unavoidable ones."""
+
+SNAPSHOTS_IN_RETENTION = 4
+"""At most so many snapshots are made in `retention` only so that the log before them can be deleted in time."""
+
+
+class Dated(NamedTuple):
+    """An epoch, or the snapshot of one."""
+
+    epoch: int
+    written_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """The log as a listing shows it."""
+
+    now: datetime
+    """A moment before the listing, by the store's clock."""
+    snapshots: list[Dated]
+    """Oldest first, all of these lists."""
+    epochs: list[Dated]
+    """Those of the log."""
+    strays: list[int]
+    """Epochs in front of the log: what a deletion has left, and orphans of creates that came too late."""
+    begin: int
+    """The log goes on after this epoch."""
+
+    @property
+    def head(self) -> int:
+        return max((found[-1].epoch for found in (self.snapshots, self.epochs) if found), default=0)
+
+
+def holdings(listing: Iterable[ObjectInfo], *, now: datetime, marker: int) -> Holdings:
+    """`listing` is sorted; `marker` is what `.last_retained` says."""
+    epochs: list[Dated] = []
+    snapshots: list[Dated] = []
+    for info in listing:
+        match names.parse(info.key):
+            case ("wal", epoch):
+                epochs.append(Dated(epoch, info.last_modified))
+            case ("db", epoch):
+                snapshots.append(Dated(epoch, info.last_modified))
+    begin = marker
+    if snapshots and all(snapshot.epoch != marker for snapshot in snapshots):
+        # Damaged, or lowered by a late PUT: then the log is what hangs together with the oldest snapshot.
+        begin, present = snapshots[0].epoch, {each.epoch for each in epochs}
+        while begin in present:
+            begin -= 1
+    log = [each for each in epochs if each.epoch > begin]
+    return Holdings(now, snapshots, log, [each.epoch for each in epochs if each.epoch <= begin], begin)
+
+
+def first_gap(found: Holdings, head: int) -> int | None:
+    """The first epoch of the log that is missing, up to `head`, which is known to exist."""
+    expected = found.begin + 1
+    for each in found.epochs:
+        if each.epoch != expected:
+            break
+        expected += 1
+    return expected if expected <= head else None
+
+
+def candidates(found: Holdings, retention_seconds: float, pinned: Iterable[int]) -> list[int]:
+    """The snapshots below which nothing is needed, newest first: from each of them the log leads to every epoch that
+    was the newest one at some time within `retention_seconds`, and to every one from the lowest of `pinned` on."""
+    cutoff = found.now - timedelta(seconds=retention_seconds)
+    young = next((each.epoch for each in found.epochs if each.written_at > cutoff), None)
+    oldest_needed = min([found.head if young is None else young - 1, *pinned])
+    return [each.epoch for each in reversed(found.snapshots) if found.begin <= each.epoch <= oldest_needed]
+
+
+def below(found: Holdings, keep_from: int) -> list[str]:
+    """The names of all snapshots and epochs below `keep_from`, oldest first."""
+    snapshots = [(each.epoch, names.snapshot(each.epoch)) for each in found.snapshots if each.epoch < keep_from]
+    epochs = [each.epoch for each in found.epochs if each.epoch < keep_from]
+    strays = [epoch for epoch in found.strays if epoch < keep_from]
+    return [name for _, name in sorted(snapshots + [(epoch, names.wal(epoch)) for epoch in strays + epochs])]
+
+
+def thinned(found: Holdings, keep_from: int, pinned: Iterable[int]) -> list[str]:
+    """The names of the snapshots after `keep_from` that are close to others of about their age, oldest first.
+
+    Those younger than `KEEP_ALL` stay. Of the older ones the oldest of each period stays, which is at most an eighth
+    of the age; and always the newest, and whatever a pinned epoch may be restored from. Since periods lie end to end
+    from a fixed moment on, and longer ones are made of shorter ones, it is the same ones that stay tomorrow, only
+    fewer.
+    """
+    lowest = min(pinned, default=names.MAX_EPOCH)
+    held_from = max((each.epoch for each in found.snapshots if each.epoch <= lowest), default=0)
+    seen: set[tuple[timedelta, int]] = set()
+    gone = []
+    for epoch, written_at in found.snapshots[:-1]:
+        period = _period(found.now, written_at)
+        if epoch < keep_from or period is None:
+            continue
+        if period in seen and epoch < held_from:
+            gone.append(names.snapshot(epoch))
+        seen.add(period)
+    return gone
+
+
+def wants_snapshot(found: Holdings, retention_seconds: float) -> bool:
+    """Whether the newest snapshot is so old, with epochs after it, that these could not be deleted in time."""
+    if not found.snapshots or found.head <= found.snapshots[-1].epoch:
+        return False
+    age = found.now - found.snapshots[-1].written_at
+    return age >= timedelta(seconds=retention_seconds) / SNAPSHOTS_IN_RETENTION
+
+
+def _period(now: datetime, written_at: datetime) -> tuple[timedelta, int] | None:
+    """The length and number of the period a snapshot belongs to; None for a young one."""
+    age, limit = now - written_at, KEEP_ALL
+    if age < limit:
+        return None
+    while age >= 2 * limit:
+        limit *= 2
+    width = limit / STEPS
+    return width, int(written_at.timestamp() // width.total_seconds())
