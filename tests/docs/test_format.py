@@ -17,6 +17,8 @@ import xxhash
 
 import littlebigcluster as lbc
 from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, Metadata, names
+from littlebigcluster.epochs.pins import Pin
+from littlebigcluster.roles.retention import STANDING_SECONDS
 from littlebigcluster.settings import Compression
 from tests.docs.documents import DOCS, blocks, code, section, table
 
@@ -54,6 +56,12 @@ def test_beacon_fields_are_those_of_the_code() -> None:
     assert field_names("Beacon") == names_of(Beacon)
 
 
+def test_pin_fields_are_those_of_the_code() -> None:
+    assert field_names("Pins") == names_of(Pin)
+    assert json.loads(Pin(1, 2.0, "why").encode()) == {"epoch": 1, "ttl_seconds": 2.0, "purpose": "why"}
+    assert f"{STANDING_SECONDS:.0f} seconds" in section(FORMAT, "Markers")
+
+
 def test_leader_fields_are_those_of_the_code() -> None:
     (leader,) = (row["meaning"] for row in table(FORMAT, "Metadata") if row["field"] == "`leader`")
     assert all(f"`{name}`" in leader for name in names_of(Leader))
@@ -63,7 +71,7 @@ def test_object_names_are_those_of_the_code() -> None:
     documented = {code(row["object"]) for row in table(FORMAT, "Objects") if "`" in row["object"]}
     made = {names.CLUSTER, names.LAST_SNAPSHOT, names.LAST_RETAINED, names.BEACON}
     made |= {name.replace(f"{7:020}", "N") for name in (names.snapshot(7), names.wal(7))}
-    made.add(names.authority(7).replace(f"{7:020}", "N"))
+    made |= {names.authority(7).replace(f"{7:020}", "N"), names.pin("NAME")}
     assert documented == made | {".lbc/probe-*"}
 
 

@@ -148,6 +148,7 @@ def _join_options(options: dict[str, Any]) -> dict[str, Any]:
 @_member_options
 @_seconds("leader-timeout", "So long without a sign of life of the leader, and this node takes over.")
 @_seconds("epoch-interval", "Between epochs on average, while this node leads; 0 writes as fast as the store can.")
+@_seconds("retention", "For which any point in time stays restorable; what is older is deleted while this node leads.")
 @click.pass_obj
 def leader(place: Place, /, **options: Any) -> None:
     """Join, and lead as soon as nobody else does. Several may run: all but one stand by."""

@@ -145,9 +145,7 @@ class Leadership:
             )
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
-                    background = [
-                        group.create_task(run()) for run in (snapshotter.run, retention.run, self._show_life)
-                    ]
+                    background = [group.create_task(run()) for run in (snapshotter.run, retention.run, self._show_life)]
                     await self._lead()
                     for task in background:
                         task.cancel()

@@ -199,7 +199,7 @@ async def _load_snapshot(
     await asyncio.to_thread(path.parent.mkdir, parents=True)
     try:
         with path.open("wb") as file:
-            target = _Target(file, StateChecksum(identity.settings.page_size))
+            target = Target(file, StateChecksum(identity.settings.page_size))
             metadata = await snapshots.download(store, info, target.write, on_bytes=count.add)
         if metadata.cluster_id != identity.cluster_id:
             raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
@@ -214,17 +214,18 @@ async def _load_snapshot(
         raise
 
 
-class _Target:
-    """A database file that is written and hashed in one pass."""
+class Target:
+    """A database that is written to a file, if there is one, and hashed in one pass."""
 
-    def __init__(self, file: BinaryIO, checksum: StateChecksum) -> None:
+    def __init__(self, file: BinaryIO | None, checksum: StateChecksum) -> None:
         self._file, self.checksum = file, checksum
         self.rest = b""
         """The beginning of the next page."""
 
     def write(self, pieces: Iterable[bytes]) -> None:
         for piece in pieces:
-            self._file.write(piece)
+            if self._file is not None:
+                self._file.write(piece)
             whole = self.rest + piece
             end = len(whole) - len(whole) % self.checksum.page_size
             self.checksum.feed(memoryview(whole)[:end])

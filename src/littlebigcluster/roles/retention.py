@@ -22,6 +22,7 @@ from littlebigcluster.epochs import names, retention, snapshots
 from littlebigcluster.epochs.pins import read_pins
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles.local import LocalCopy
+from littlebigcluster.roles.restore import Target
 from littlebigcluster.settings import MAX_FENCE_VALIDITY_SECONDS, MAX_RETENTION_SECONDS
 from littlebigcluster.store import ObjectInfo, Store
 
@@ -157,18 +158,8 @@ class Retention:
 
     async def _read(self, info: ObjectInfo) -> None:
         """Raises CorruptLog unless the snapshot is whole, and leads to the state that it claims to be."""
-        checksum = StateChecksum(self._local.metadata.page_size)
-        rest = b""
-
-        def feed(pieces: Iterable[bytes]) -> None:
-            nonlocal rest
-            for piece in pieces:
-                whole = rest + piece
-                end = len(whole) - len(whole) % checksum.page_size
-                checksum.feed(memoryview(whole)[:end])
-                rest = whole[end:]
-
-        metadata = await snapshots.download(self._store, info, feed)
-        found = f"{checksum.value:016x}"
-        if rest or found != metadata.state_checksum or metadata.cluster_id != self._local.cluster_id:
+        target = Target(None, StateChecksum(self._local.metadata.page_size))
+        metadata = await snapshots.download(self._store, info, target.write)
+        found = f"{target.checksum.value:016x}"
+        if target.rest or found != metadata.state_checksum or metadata.cluster_id != self._local.cluster_id:
             raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
