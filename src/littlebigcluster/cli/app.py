@@ -16,6 +16,7 @@ import click
 from littlebigcluster import __version__
 from littlebigcluster.cli import past
 from littlebigcluster.cli.demo import DemoOptions, run_demo
+from littlebigcluster.cli.diff import show_diff
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
 from littlebigcluster.cli.points import PointType, one_point, point_options
@@ -257,6 +258,33 @@ def rollback(place: Place, /, to: Any, yes: bool, **tls: Any) -> None:
     The state of that point becomes a new epoch. The log keeps everything, so a rollback can itself be undone.
     """
     run(past.rollback(place.cluster(), to, NodeSettings(**tls), act=yes))
+
+
+@cli.command()
+@click.option("--from", "from_", type=PointType(), required=True, metavar="POINT", help="The earlier state.")
+@click.option("--to", "to", type=PointType(), metavar="POINT", help="The later state; as it is now if not given.")
+@click.option("--table", metavar="NAME", help="Compare nothing but this table, and what belongs to it.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="So many rows of each table; 0 shows all.",
+)
+@_json
+@click.pass_obj
+def diff(place: Place, from_: Any, to: Any, table: str | None, limit: int, as_json: bool) -> None:
+    """What changed between two points: in the schema, in how many rows of which tables, and in which.
+
+    A point is an epoch (1234), a date and time (2026-11-22T10:00Z), or how long ago (2h, 90m, 1d12h).
+
+    Rows are told apart by their primary key, else by their rowid, which VACUUM may change, else by their whole content.
+    Virtual tables are compared by what they give. The library's own tables and SQLite's are left out.
+
+    The JSON is one object per line: the two epochs, the changes of the schema, each table that differs, and behind it
+    its rows; of rows that changed, the columns that did.
+    """
+    run(show_diff(place.cluster(), from_, to, table=table, limit=limit or None, as_json=as_json))
 
 
 @cli.command()

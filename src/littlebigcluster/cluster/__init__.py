@@ -1,9 +1,23 @@
 """Puts it together: the public `Cluster` and `Node`."""
 
+from littlebigcluster.cluster.changes import Changes, TableChanges, compare
 from littlebigcluster.cluster.cluster import Cluster, Join
 from littlebigcluster.cluster.inspect import LogEntry, Rows, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.session import ReadYourWrites
 from littlebigcluster.cluster.statements import Result
 
-__all__ = ["Cluster", "Join", "LogEntry", "Node", "ReadYourWrites", "Result", "Rows", "State", "Status"]
+__all__ = [
+    "Changes",
+    "Cluster",
+    "Join",
+    "LogEntry",
+    "Node",
+    "ReadYourWrites",
+    "Result",
+    "Rows",
+    "State",
+    "Status",
+    "TableChanges",
+    "compare",
+]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import inspect, past
+from littlebigcluster.cluster import changes, inspect, past
 from littlebigcluster.cluster.certificates import Rotation, rotate_authority
 from littlebigcluster.cluster.description import Description, check_roles
 from littlebigcluster.cluster.directory import NodeDirectory
@@ -180,6 +180,16 @@ class Cluster:
         """
         async with self.join(can_lead=True, settings=settings) as node:
             return await node.rollback(point)
+
+    def diff(
+        self, from_: Point, to: Point | None = None, *, table: str | None = None
+    ) -> AbstractAsyncContextManager[changes.Changes]:
+        """`async with cluster.diff(from_, to) as changes` restores two points (see `at`; None: now) to temporary places
+        and tells what changed between them: in the schema, in which tables how many rows, and which rows.
+
+        With `table` in nothing but that one. Raises ValueError when neither has it, and what `at` raises.
+        """
+        return changes.between(self._store, from_, to, table=table, expected_id=self._id, clock=self._clock)
 
     async def ask_leader(
         self,

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.guards import read_guard
@@ -30,6 +30,8 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import NotAllowed, NotInitialized
 from littlebigcluster.roles import restore
 from littlebigcluster.store import Store
+
+T = TypeVar("T")
 
 _WINDOW = 16
 
@@ -75,6 +77,21 @@ class Rows:
     rows: list[tuple[Any, ...]]
 
 
+async def interruptible(function: Callable[[], T], *connections: sqlite3.Connection) -> T:
+    """What `function` returns, called in a thread; when cancelled, what it does on these connections is interrupted."""
+    work = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            for connection in connections:  # again and again: it may be between two statements
+                connection.interrupt()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work], timeout=0.05)
+        work.exception()  # nobody wants to know
+        raise
+
+
 class State:
     """The database at one epoch, restored to a temporary place. Read-only."""
 
@@ -83,15 +100,14 @@ class State:
         self._guard = read_guard()
         self._guard.install(connection)
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """What `query` asks; for one thread at a time."""
+        return self._connection
+
     async def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """Run one statement; cancelling interrupts it. Raises sqlite3.Error, NotAllowed."""
-        work = asyncio.ensure_future(asyncio.to_thread(self._query, sql, parameters))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            self._connection.interrupt()
-            await asyncio.wait([work])
-            raise
+        return await interruptible(lambda: self._query(sql, parameters), self._connection)
 
     def _query(self, sql: str, parameters: Sequence[Any]) -> Rows:
         try:

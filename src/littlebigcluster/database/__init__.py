@@ -1,6 +1,7 @@
 """SQLite on one node: the replica that is read, the primary that a leader writes."""
 
 from littlebigcluster.database.checksum import StateChecksum
+from littlebigcluster.database.diff import Counts, Diff, RowChange, TableDiff, diff
 from littlebigcluster.database.guards import read_guard
 from littlebigcluster.database.initial import write_initial_database
 from littlebigcluster.database.pages import PageSource
@@ -9,6 +10,7 @@ from littlebigcluster.database.primary import Primary
 from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica, StateMismatch
 from littlebigcluster.database.rollback import way_back
+from littlebigcluster.database.tables import SchemaChange
 from littlebigcluster.database.versions import check_sqlite_version, required_sqlite_version
 from littlebigcluster.database.wal import Wal, WalError, parse
 from littlebigcluster.database.writer import REMEMBER_SECONDS, Writer
@@ -16,18 +18,24 @@ from littlebigcluster.database.writer import REMEMBER_SECONDS, Writer
 __all__ = [
     "REMEMBER_SECONDS",
     "Batch",
+    "Counts",
+    "Diff",
     "Done",
     "PageSource",
     "Pending",
     "Primary",
     "Readers",
     "Replica",
+    "RowChange",
+    "SchemaChange",
     "StateChecksum",
     "StateMismatch",
+    "TableDiff",
     "Wal",
     "WalError",
     "Writer",
     "check_sqlite_version",
+    "diff",
     "parse",
     "read_guard",
     "required_sqlite_version",
