@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from littlebigcluster.cli.points import parse_point
-from tests.cli.programs import error_line, output
+from tests.cli.programs import error_line, output, run
 from tests.cli.test_reading_commands import led_cluster
 
 
@@ -94,3 +95,20 @@ def test_rollback_says_what_it_would_do_and_does_it_with_yes(store: str) -> None
     output("-p", store, "rollback", "--to", "5", "--yes")
     assert '"2"' in output(*count)
     assert "epoch 99 is not in the log" in error_line("-p", store, "rollback", "--to", "99")
+
+
+def test_verify_tells_what_is_wrong_and_what_is_left(store: str) -> None:
+    said = output("-p", store, "verify", "--deep").splitlines()
+    assert said[0].startswith("4 epochs, 1 snapshot, ")
+    assert said[0].endswith("checked (each epoch replayed): all is well")
+    assert said[1] == "Restorable: epochs 0 to 4"
+    Path(store, ".lbc", "00000000000000000003.wal").write_bytes(b"x" * 100)
+    done = run("-p", store, "verify")
+    assert done.returncode == 1
+    said = done.stdout.splitlines()
+    assert said[0].startswith(".lbc/00000000000000000003.wal: expected ")
+    assert said[1].endswith("checked (hashes, chain and snapshots): 1 fault")
+    assert said[2] == "Restorable: epochs 0 to 2"
+    found = json.loads(run("-p", store, "verify", "--json").stdout)
+    assert found["findings"][0]["object"] == ".lbc/00000000000000000003.wal"
+    assert found["restorable"] == [[0, 2]]

@@ -248,6 +248,19 @@ def restore(place: Place, output: Path, at: Any, epoch: Any, ago: Any, latest: b
 
 
 @cli.command()
+@click.option("--deep", is_flag=True, help="Replay every epoch, too.")
+@_json
+@click.pass_obj
+def verify(place: Place, deep: bool, as_json: bool) -> None:
+    """Check everything in the store that is retained: hashes, chain, snapshots.
+
+    Names what is not sound and what can be restored nevertheless. Changes nothing. Exits with 1 for any fault.
+    """
+    if not run(past.verify(place.cluster(), deep=deep, as_json=as_json)):
+        sys.exit(_FAILED)
+
+
+@cli.command()
 @click.option("--to", type=PointType(), required=True, metavar="POINT", help="An epoch, a time, or an age: 1234, 2h.")
 @click.option("--yes", is_flag=True, help="Do it; else it is only said what would be done.")
 @_tls_options

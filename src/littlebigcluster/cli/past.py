@@ -1,7 +1,10 @@
-"""`lbc restore`: what was, as a file. `lbc rollback`: what was, as what is."""
+"""`lbc restore`: what was, as a file. `lbc rollback`: what was, as what is. `lbc verify`: whether it is sound."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -15,18 +18,38 @@ from littlebigcluster.settings import NodeSettings
 
 async def restore(cluster: Cluster, path: Path, point: Point | None, *, overwrite: bool) -> None:
     """Write the file, with a progress bar on a terminal."""
+    with _bar() as on_bytes:
+        metadata = await cluster.restore(path, point, overwrite=overwrite, on_bytes=on_bytes)
+    size = metadata.database_pages * metadata.page_size
+    text.show(f"{path}: epoch {metadata.epoch} of {text.moment(metadata.created_at)}, {text.size(size)}, checked")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """Shows, on a terminal, how many bytes of how many are read."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("restore", total=None)
-        metadata = await cluster.restore(
-            path,
-            point,
-            overwrite=overwrite,
-            on_bytes=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    size = metadata.database_pages * metadata.page_size
-    text.show(f"{path}: epoch {metadata.epoch} of {text.moment(metadata.created_at)}, {text.size(size)}, checked")
+        bar = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
+    """Print what is wrong, and what can be restored; whether all is well."""
+    with _bar() as on_bytes:
+        verified = await cluster.verify(deep=deep, on_bytes=on_bytes)
+    if as_json:
+        print(text.json_line(asdict(verified)))
+        return not verified.findings
+    for finding in verified.findings:
+        text.show(text.printable(f"{finding.object}: {finding.problem}"))
+    counted = f"{text.count(verified.epochs, 'epoch')}, {text.count(verified.snapshots, 'snapshot')}"
+    how = "each epoch replayed" if deep else "hashes, chain and snapshots"
+    state = text.count(len(verified.findings), "fault") if verified.findings else "all is well"
+    text.show(f"{counted}, {text.size(verified.size_bytes)} checked ({how}): {state}")
+    spans = ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in verified.restorable)
+    text.show(f"Restorable: epochs {spans}" if spans else "Restorable: nothing")
+    return not verified.findings
 
 
 async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, act: bool) -> None:

@@ -19,6 +19,7 @@ from littlebigcluster.cluster.inspect import LogEntry, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
 from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.cluster.verify import Verified, verify
 from littlebigcluster.database import Done
 from littlebigcluster.epochs import Metadata, Point, names, read_identity
 from littlebigcluster.net import ASGIApp
@@ -171,6 +172,14 @@ class Cluster:
             clock=self._clock,
             on_bytes=on_bytes,
         )
+
+    async def verify(
+        self, *, deep: bool = False, on_bytes: Callable[[int, int], None] = lambda done, total: None
+    ) -> Verified:
+        """Read everything that is retained and check it: hashes, chain, the state of each snapshot; `deep` replays
+        every epoch, too. Changes nothing; a living cluster may go on. Raises what `status` raises, and OSError.
+        """
+        return await verify(self._store, deep=deep, expected_id=self._id, clock=self._clock, on_bytes=on_bytes)
 
     async def rollback(self, point: Point, *, settings: NodeSettings | None = None) -> Done[int]:
         """Make the database what it was at `point`, as one new epoch; see `Node.rollback`.

@@ -4,7 +4,17 @@ from littlebigcluster.roles.decisions import Timing
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import OnBytes, Restored, SinceSnapshot, restore, restore_at
+from littlebigcluster.roles.restore import (
+    OnBytes,
+    Restored,
+    SinceSnapshot,
+    apply_entry,
+    load_snapshot,
+    position_of_snapshot,
+    read_epoch,
+    restore,
+    restore_at,
+)
 from littlebigcluster.roles.strong import SharedProof
 
 __all__ = [
@@ -16,6 +26,10 @@ __all__ = [
     "SharedProof",
     "SinceSnapshot",
     "Timing",
+    "apply_entry",
+    "load_snapshot",
+    "position_of_snapshot",
+    "read_epoch",
     "restore",
     "restore_at",
 ]

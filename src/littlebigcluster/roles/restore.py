@@ -113,7 +113,7 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
     found = await survey(store)
     metadata, replica, info = await _newest_snapshot(store, identity, found, directory, clock=clock)
     try:
-        position = await _position_of_snapshot(store, metadata)
+        position = await position_of_snapshot(store, metadata)
         restored = Restored(replica, position, asked_at, metadata, SinceSnapshot(metadata.epoch, info.size_bytes))
         await _catch_up(store, identity, restored, found.epochs)
         return restored
@@ -144,7 +144,7 @@ async def restore_at(
     count = _Count(on_bytes)
     metadata, replica, _ = await _newest_of(store, identity, before, directory, clock=clock, count=count)
     try:
-        position = await _position_of_snapshot(store, metadata)
+        position = await position_of_snapshot(store, metadata)
         restored = Restored(replica, position, clock.boottime(), metadata, SinceSnapshot(metadata.epoch, 0))
         await _catch_up(store, identity, restored, before.epochs, count=count)
         if restored.position.epoch != epoch:
@@ -180,7 +180,7 @@ async def _newest_of(
     for info in found.snapshots:
         count.begin(info.size_bytes + sum(each.size_bytes for each in found.epochs if epoch_of(each) > epoch_of(info)))
         try:
-            metadata, replica = await _load_snapshot(store, identity, info, directory, clock=clock, count=count)
+            metadata, replica = await load_snapshot(store, identity, info, directory, clock=clock, on_bytes=count.add)
             return metadata, replica, info
         except CorruptLog as error:
             logger.error("passing over a damaged snapshot: %s", error)
@@ -192,15 +192,23 @@ async def _newest_of(
     raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
 
 
-async def _load_snapshot(
-    store: Store, identity: Identity, info: ObjectInfo, directory: Path, *, clock: Clock, count: _Count
+async def load_snapshot(
+    store: Store,
+    identity: Identity,
+    info: ObjectInfo,
+    directory: Path,
+    *,
+    clock: Clock,
+    on_bytes: Callable[[int], None] = lambda size_bytes: None,
 ) -> tuple[Metadata, Replica]:
+    """The replica that a snapshot makes, in a directory of its own below `directory`; `on_bytes` is told how much more
+    has been read. Raises CorruptLog when it is not sound, FormatTooNew, StoreUnavailable, OSError."""
     path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
     await asyncio.to_thread(path.parent.mkdir, parents=True)
     try:
         with path.open("wb") as file:
             target = Target(file, StateChecksum(identity.settings.page_size))
-            metadata = await snapshots.download(store, info, target.write, on_bytes=count.add)
+            metadata = await snapshots.download(store, info, target.write, on_bytes=on_bytes)
         if metadata.cluster_id != identity.cluster_id:
             raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
         found = f"{target.checksum.value:016x}"
@@ -232,7 +240,8 @@ class Target:
             self.rest = whole[end:]
 
 
-async def _position_of_snapshot(store: Store, metadata: Metadata) -> Position:
+async def position_of_snapshot(store: Store, metadata: Metadata) -> Position:
+    """Where in the log the snapshot with this metadata stands. Raises StoreUnavailable."""
     if metadata.epoch > 0:
         return Position(metadata.epoch, metadata.term, metadata.previous_sha256)
     body = await store.get(names.snapshot(0)) or b""
@@ -245,7 +254,7 @@ async def _catch_up(
     """Fetch the listed epochs after the replica's concurrently and apply them in order."""
     first = restored.position.epoch + 1
     last = max((epoch_of(info) for info in listed), default=0)
-    reads = (_read_epoch(store, epoch) for epoch in range(first, last + 1))
+    reads = (read_epoch(store, epoch) for epoch in range(first, last + 1))
     async for entry in in_order(reads, window=_WINDOW):
         check_follows(entry, restored.position, cluster_id=identity.cluster_id)
         await asyncio.to_thread(_apply_restoring, restored.replica, entry)
@@ -264,7 +273,8 @@ def _apply_restoring(replica: Replica, entry: Entry) -> None:
         raise CorruptLog(name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
 
 
-async def _read_epoch(store: Store, epoch: int) -> Entry:
+async def read_epoch(store: Store, epoch: int) -> Entry:
+    """One epoch, its content checked against its own hashes. Raises CorruptLog, FormatTooNew, StoreUnavailable."""
     name = names.wal(epoch)
     body = await store.get(name)
     if body is None:

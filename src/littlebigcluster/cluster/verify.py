@@ -1,0 +1,257 @@
+"""Is everything that lies in the bucket as it must be? And if not, what can still be restored?"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.database import Replica, StateMismatch
+from littlebigcluster.epochs import (
+    Entry,
+    Identity,
+    Position,
+    Survey,
+    check_follows,
+    epoch_of,
+    in_order,
+    names,
+    read_identity,
+    read_metadata,
+    retained,
+)
+from littlebigcluster.errors import CorruptLog, FormatTooNew
+from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, position_of_snapshot, read_epoch
+from littlebigcluster.store import Store
+
+_WINDOW = 16
+_KNOWN = re.compile(r"cluster\.json|\.last_snapshot|\.last_retained|\.beacon|ca/[0-9]{20}\.json|pins/[^/]+\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it must be."""
+
+    object: str
+    """Its name, below the cluster's prefix."""
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify` has found."""
+
+    findings: list[Finding]
+    """In the order of the log; empty if all is well."""
+    epochs: int
+    snapshots: int
+    size_bytes: int
+    """Of all that was looked at, as it is stored."""
+    restorable: list[tuple[int, int]]
+    """From which to which epoch every one can be restored."""
+    deep: bool
+
+
+async def verify(
+    store: Store,
+    *,
+    deep: bool,
+    expected_id: str | None,
+    clock: Clock,
+    on_bytes: OnBytes = lambda done, total: None,
+) -> Verified:
+    """Read all that is retained, and check names, hashes, chain, and the state of each snapshot; `deep` also replays
+    every epoch. Changes nothing; a living cluster may go on.
+
+    Raises NotInitialized, WrongCluster, StoreUnavailable, OSError; CorruptLog for the cluster's identity only.
+    """
+    identity, _ = await read_identity(store, expected_id=expected_id)
+    found = await retained(store)
+    size_bytes = sum(info.size_bytes for info in found.snapshots + found.epochs)
+    total = size_bytes + deep * sum(info.size_bytes for info in found.epochs)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, total)
+
+    check = _Check(store, identity, found, clock=clock, count=count)
+    await check.strangers()
+    await check.epochs()
+    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
+        await check.snapshots(Path(directory), integrity_of_all=deep)
+        if deep:
+            await check.replay(Path(directory))
+    return Verified(check.findings(), len(found.epochs), len(found.snapshots), size_bytes, check.restorable(), deep)
+
+
+class _Check:
+    """What is known so far."""
+
+    def __init__(
+        self, store: Store, identity: Identity, found: Survey, *, clock: Clock, count: Callable[[int], None]
+    ) -> None:
+        self._store, self._identity, self._found, self._clock, self._count = store, identity, found, clock, count
+        self._oldest_first = found.snapshots[::-1]
+        self._first = epoch_of(self._oldest_first[0]) if found.snapshots else 0
+        self._strange: list[Finding] = []
+        self._bad_epochs: dict[int, str] = {}
+        self._bad_snapshots: dict[int, str] = {}
+        self._states: dict[int, tuple[str, str]] = {}
+        """The hash of the object and the state checksum, of the epochs that have a snapshot."""
+
+    async def strangers(self) -> None:
+        """Objects that nothing here has made."""
+        for info in await self._store.list(names.DIRECTORY):
+            if names.parse(info.key) is None and not _KNOWN.fullmatch(info.key.removeprefix(names.DIRECTORY)):
+                self._strange.append(Finding(info.key, "this is no name of anything; who has put it there?"))
+
+    async def epochs(self) -> None:
+        """Hashes and chain."""
+        at = await self._start()
+        wanted = {epoch_of(info) for info in self._oldest_first}
+        async for epoch, entry in self._entries(self._first + 1):
+            if isinstance(entry, str):
+                self._bad_epochs[epoch], at = entry, None
+                continue
+            try:
+                if at is not None:
+                    check_follows(entry, at, cluster_id=self._identity.cluster_id)
+                elif entry.metadata.epoch != epoch or entry.metadata.kind != "wal":
+                    raise CorruptLog(names.wal(epoch), f"epoch {epoch}")
+            except CorruptLog as error:
+                self._bad_epochs[epoch], at = f"expected {error.expected}", None
+                continue
+            at = Position(epoch, entry.metadata.term, entry.sha256)
+            if epoch in wanted:
+                self._states[epoch] = entry.sha256, entry.metadata.state_checksum
+
+    async def _start(self) -> Position | None:
+        """Where the chain begins: at the oldest snapshot, if that can be read."""
+        if not self._oldest_first:
+            return None
+        try:
+            metadata = await read_metadata(self._store, self._oldest_first[0].key)
+            return await position_of_snapshot(self._store, metadata)
+        except (CorruptLog, FormatTooNew):
+            return None  # told when its turn comes
+
+    async def snapshots(self, directory: Path, *, integrity_of_all: bool) -> None:
+        """Content, state checksum, agreement with the log; and SQLite's own opinion, of the newest or of all."""
+        for info in self._oldest_first:
+            epoch = epoch_of(info)
+            try:
+                metadata, replica = await load_snapshot(
+                    self._store, self._identity, info, directory, clock=self._clock, on_bytes=self._count
+                )
+            except (CorruptLog, FormatTooNew) as error:
+                self._bad_snapshots[epoch] = _problem(error)
+                continue
+            try:
+                sha256, state = self._states.get(epoch, (metadata.previous_sha256, metadata.state_checksum))
+                if epoch and metadata.previous_sha256 != sha256:
+                    self._bad_snapshots[epoch] = "it was made of another epoch of this number than the log has"
+                elif metadata.state_checksum != state:
+                    self._bad_snapshots[epoch] = (
+                        f"its state checksum is {metadata.state_checksum}, the log says {state}"
+                    )
+                elif integrity_of_all or info == self._oldest_first[-1]:
+                    opinion = await asyncio.to_thread(_integrity, replica)
+                    if opinion != "ok":
+                        self._bad_snapshots[epoch] = f"SQLite finds: {opinion}"
+            finally:
+                await _drop(replica)
+
+    async def replay(self, directory: Path) -> None:
+        """Apply every epoch to the state before it."""
+        replica: Replica | None = None
+        snapshots = {epoch_of(info): info for info in self._oldest_first}
+
+        async def from_snapshot(epoch: int) -> Replica | None:
+            if epoch not in snapshots or epoch in self._bad_snapshots:
+                return None
+            _, loaded = await load_snapshot(self._store, self._identity, snapshots[epoch], directory, clock=self._clock)
+            return loaded
+
+        try:
+            replica = await from_snapshot(self._first)
+            async for epoch, entry in self._entries(self._first + 1):
+                if replica is not None and not isinstance(entry, str) and epoch not in self._bad_epochs:
+                    try:
+                        await asyncio.to_thread(apply_entry, replica, entry)
+                        continue
+                    except (CorruptLog, StateMismatch, FormatTooNew) as error:
+                        self._bad_epochs[epoch] = f"it cannot be applied: {_problem(error)}"
+                if replica is not None:
+                    await _drop(replica)
+                replica = await from_snapshot(epoch)
+            if replica is not None:
+                opinion = await asyncio.to_thread(_integrity, replica)
+                if opinion != "ok":
+                    self._bad_epochs[self._found.head] = f"SQLite finds after it: {opinion}"
+        finally:
+            if replica is not None:
+                await _drop(replica)
+
+    async def _entries(self, first: int) -> AsyncIterator[tuple[int, Entry | str]]:
+        """All epochs from `first` on, or what is wrong with one."""
+        numbers = iter(range(first, self._found.head + 1))
+        reads = (self._entry(epoch) for epoch in range(first, self._found.head + 1))
+        async for entry in in_order(reads, window=_WINDOW):
+            yield next(numbers), entry
+
+    async def _entry(self, epoch: int) -> Entry | str:
+        try:
+            entry = await read_epoch(self._store, epoch)
+        except (CorruptLog, FormatTooNew) as error:
+            return _problem(error)
+        self._count(entry.size_bytes)
+        return entry
+
+    def findings(self) -> list[Finding]:
+        """All of them, in the order of the log."""
+        bad = [Finding(names.snapshot(epoch), problem) for epoch, problem in self._bad_snapshots.items()]
+        bad += [Finding(names.wal(epoch), problem) for epoch, problem in self._bad_epochs.items()]
+        return sorted(bad, key=lambda finding: finding.object) + self._strange
+
+    def restorable(self) -> list[tuple[int, int]]:
+        """Runs of epochs, each reached from a sound snapshot over sound epochs."""
+        sound = {epoch_of(info) for info in self._oldest_first} - self._bad_snapshots.keys()
+        return runs(self._first, self._found.head, sound, self._bad_epochs)
+
+
+def runs(first: int, head: int, snapshots: Iterable[int], bad_epochs: Iterable[int]) -> list[tuple[int, int]]:
+    """From where to where epochs can be restored, if these snapshots are sound and these epochs are not."""
+    starts, bad = set(snapshots), set(bad_epochs)
+    found: list[tuple[int, int]] = []
+    reached = False
+    for epoch in range(first, head + 1):
+        reached = epoch in starts or (reached and epoch not in bad)
+        if reached and found and found[-1][1] == epoch - 1:
+            found[-1] = (found[-1][0], epoch)
+        elif reached:
+            found.append((epoch, epoch))
+    return found
+
+
+def _integrity(replica: Replica) -> str:
+    with closing(replica.connect()) as connection:
+        return "; ".join(str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)"))
+
+
+async def _drop(replica: Replica) -> None:
+    await asyncio.to_thread(replica.close)
+    await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, CorruptLog):
+        return f"expected {error.expected}" + (f" (at byte {error.offset})" if error.offset is not None else "")
+    return str(error)
