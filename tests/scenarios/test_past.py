@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
 import os
 import random
 import sqlite3
@@ -14,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import Cluster, CorruptLog, NotRetained, WrongCluster
+from littlebigcluster import Cluster, CorruptLog, NotRetained, StoreUnavailable, WrongCluster
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import past
 from littlebigcluster.epochs import names
 from littlebigcluster.store import Store
-from tests.cluster.group import Group, group
-from tests.scenarios.stage import memory
+from littlebigcluster.store.wrappers import Wrapper
+from tests.cluster.group import Group, eventually, group
+from tests.scenarios.stage import Gate, memory
 
 Rows = list[tuple[Any, ...]]
 
@@ -207,3 +210,32 @@ async def test_a_file_whose_content_is_not_what_the_log_says_does_not_appear(
     with pytest.raises(CorruptLog, match="state checksum"):
         await history.cluster.restore(tmp_path / "x.db", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_is_being_restored_is_pinned_and_let_go(g: Group, tmp_path: Path) -> None:
+    history = await lived(g, 12)
+    seen: list[dict[str, Any]] = []
+    gate = Gate(g.store)
+    cluster = Cluster(gate, clock=history.clock)
+    gate.shut(only="get_range")  # snapshots are read by ranges
+    restoring = asyncio.create_task(cluster.restore(tmp_path / "x.db", 9))
+    await eventually(lambda: gate.held)
+    for info in await g.store.list(names.PINS):
+        seen.append(json.loads(await g.store.get(info.key) or b""))
+    gate.open()
+    assert (await restoring).epoch == 9
+    assert [(pin["epoch"], pin["purpose"]) for pin in seen] == [(9, "a restore")]
+    assert await g.store.list(names.PINS) == []
+
+
+async def test_who_may_only_read_can_restore(g: Group, tmp_path: Path) -> None:
+    history = await lived(g, 3)
+
+    class ReadOnly(Wrapper):
+        async def _request(self, operation: Any, key: str, send: Any) -> Any:
+            if operation not in ("get", "get_range", "list"):
+                raise StoreUnavailable("access denied", transient=False)
+            return await send()
+
+    await Cluster(ReadOnly(g.store), clock=history.clock).restore(tmp_path / "x.db", 3)
+    assert rows_of(tmp_path / "x.db") == history.rows[3]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +30,8 @@ from littlebigcluster.epochs import (
     survey,
     survey_all,
 )
-from littlebigcluster.errors import CorruptLog, NotInitialized
+from littlebigcluster.epochs.pins import pinned
+from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
 from littlebigcluster.store import ObjectInfo, Store
 
 logger = logging.getLogger(__name__)
@@ -135,8 +137,35 @@ async def restore_at(
     """A replica at `epoch`, one of the log of which `found` shows what is `retained`, in `directory`.
 
     All hashes and the state checksum are checked. A damaged snapshot is passed over for an older one. `on_bytes` is
-    told how many bytes have been read, and of how many. Raises CorruptLog, FormatTooNew, StoreUnavailable, OSError.
+    told how many bytes have been read, and of how many. Retention leaves what is needed alone meanwhile, unless the
+    store lets this process only read. Raises NotRetained, CorruptLog, FormatTooNew, StoreUnavailable, OSError.
     """
+    async with _held(store, epoch, clock=clock):
+        return await _restore_at(store, identity, directory, found, epoch, clock=clock, on_bytes=on_bytes)
+
+
+@contextlib.asynccontextmanager
+async def _held(store: Store, epoch: int, *, clock: Clock) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(pinned(store, epoch, purpose="a restore", clock=clock))
+        except StoreUnavailable as error:
+            if error.transient:
+                raise
+            logger.info("restoring without a pin: %s", error)
+        yield
+
+
+async def _restore_at(
+    store: Store,
+    identity: Identity,
+    directory: Path,
+    found: Survey,
+    epoch: int,
+    *,
+    clock: Clock,
+    on_bytes: OnBytes,
+) -> Restored:
     before = Survey(
         [info for info in found.snapshots if epoch_of(info) <= epoch],
         [info for info in found.epochs if epoch_of(info) <= epoch],
