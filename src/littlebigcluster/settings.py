@@ -136,7 +136,11 @@ class NodeSettings:
     was written in that time, and a tenth more, as it is deleted now and then."""
 
     readers: int = 4
-    """Threads, with one connection each, that serve awaited reads."""
+    """Threads, with one connection each, that serve awaited reads; for each former state in use as many more."""
+
+    past_cache_bytes: int = 1 << 30
+    """Bytes of local disk for the former states of the database that `node.at` restores. The least recently used
+    ones go first; when those in use leave no room for another one, that is an error."""
 
     shutdown_timeout: Duration = 10.0
     """Seconds a leader takes at most to finish its writes and release the leadership when it stops."""

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from littlebigcluster.errors import DirectoryInUse
 
+_LEFTOVERS = ("primary-*", "snapshot-*", "past-*")
+"""What a node that crashed may have left, and no other one can use."""
+
 
 class NodeDirectory:
     """A given directory is kept; without one a temporary one is made, and removed at the end.
@@ -29,7 +32,7 @@ class NodeDirectory:
             raise DirectoryInUse(
                 f"another node works in {self.path}; give each node a directory of its own, or none"
             ) from None
-        for leftover in [*self.path.glob("primary-*"), *self.path.glob("snapshot-*")]:
+        for leftover in [each for kind in _LEFTOVERS for each in self.path.glob(kind)]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def close(self) -> None:

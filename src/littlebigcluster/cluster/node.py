@@ -23,6 +23,7 @@ from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.reading import Reading
 from littlebigcluster.cluster.service import ROLLBACK_PATH, Service
 from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.cluster.travel import Travel
 from littlebigcluster.cluster.writing import Writing
 from littlebigcluster.database import Done, StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, Point, find_epoch, names, retained
@@ -81,6 +82,7 @@ class Node(Writing, Reading):
         self._session = clock.token().hex()
         self._metadata = check_metadata(description.metadata)
         self._local = LocalCopy(store, identity, directory, settings, clock=clock)
+        self._travel = Travel(store, identity, self._local, directory, settings, clock=clock)
         self._leadership: Leadership | None = None
         self._presence: Presence | None = None
         self._leads: Watch[bool] = Watch(False)
@@ -383,6 +385,7 @@ class Node(Writing, Reading):
             await self._forwarder.close()
         if hasattr(self, "_listener"):
             await self._listener.stop()
+        await self._travel.close()
         await self._local.close()
         for watch in (self.epoch, self.leader, self.members, self._leads):
             watch._end(LbcError("the node has stopped"))

@@ -84,8 +84,10 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
             raise FileExistsError(f"{side} belongs to another database; end who uses that, or remove the file")
 
 
-def _finish(restored: Restored, path: Path) -> None:
-    """One file, checked and on the disk, under its name."""
+def fold(restored: Restored) -> Path:
+    """Close the replica and make it one file, whose state checksum is computed from what is in it.
+
+    Raises CorruptLog, OSError, sqlite3.Error (a full disk)."""
     replica, metadata = restored.replica, restored.metadata
     made, page_size = replica.path, replica.page_size
     replica.close()
@@ -95,15 +97,22 @@ def _finish(restored: Restored, path: Path) -> None:
     finally:
         connection.close()
     checksum = StateChecksum(page_size)
-    with made.open("r+b") as file:
+    with made.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             checksum.feed(chunk)
-        os.fsync(file.fileno())
     if f"{checksum.value:016x}" != metadata.state_checksum:
         raise CorruptLog(
             names.wal(metadata.epoch),
             f"a database with state checksum {metadata.state_checksum}, found {checksum.value:016x} in the file",
         )
+    return made
+
+
+def _finish(restored: Restored, path: Path) -> None:
+    """One file, checked and on the disk, under its name."""
+    made = fold(restored)
+    with made.open("r+b") as file:
+        os.fsync(file.fileno())
     made.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:

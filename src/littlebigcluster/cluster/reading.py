@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
 from littlebigcluster.clock import Clock
@@ -13,6 +14,8 @@ from littlebigcluster.cluster.clients import Clients
 from littlebigcluster.cluster.fed import Reporter
 from littlebigcluster.cluster.service import HEAD_PATH
 from littlebigcluster.cluster.statements import Parameters
+from littlebigcluster.cluster.travel import Past, Travel
+from littlebigcluster.epochs import Point
 from littlebigcluster.errors import DeadlineExceeded, LbcError, NoMember, PeerUnavailable, RequestTimeout
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof
 from littlebigcluster.settings import Duration, NodeSettings, seconds
@@ -37,6 +40,7 @@ class Reading:
     _proof: SharedProof
     _clients: Clients
     _reporter: Reporter
+    _travel: Travel
     _clock: Clock
 
     async def read(
@@ -87,6 +91,16 @@ class Reading:
         than `max_read_age`."""
         with self._local.readers.lease() as connection:
             yield connection
+
+    def at(self, point: Point) -> AbstractAsyncContextManager[Past]:
+        """`async with node.at(point) as past` gives the database as it was, read-only, with a `read` and a `connection`
+        like the node's own. A point is an epoch, a datetime with a time zone, or a timedelta: so long ago.
+
+        The state is restored to the local disk and kept for the next one who asks, as `past_cache_bytes` allows; those
+        who ask at the same time share it. Entering raises NotRetained, ValueError, CorruptLog, FormatTooNew,
+        StoreUnavailable, OSError or sqlite3.Error when the disk is full, LbcError when there is no room in the cache.
+        """
+        return self._travel.at(point)
 
     async def _proven_head(self) -> int:
         """An epoch that covers all that was acknowledged anywhere before the call."""

@@ -8,10 +8,10 @@ import hashlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Replica, StateChecksum, StateMismatch, WalError, check_sqlite_version, parse
@@ -35,6 +35,8 @@ from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
 from littlebigcluster.store import ObjectInfo, Store
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DROPPED = "dropped"
 """A file of this name beside a replica says that nobody may use it any more."""
@@ -88,6 +90,21 @@ class _Count:
     def add(self, size_bytes: int) -> None:
         self._done += size_bytes
         self._on_bytes(self._done, self._total)
+
+
+async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
+    """What `work` returns. Whoever is cancelled waits for its end: no thread makes files where they are being removed.
+    Then nobody gets the result, which is given to `undo`."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            undo(task.result())
+        raise
 
 
 def apply_entry(replica: Replica, entry: Entry) -> None:
@@ -244,8 +261,8 @@ async def load_snapshot(
         if target.rest or found != metadata.state_checksum:
             raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
         check_sqlite_version(metadata.min_sqlite_version)
-        replica = await asyncio.to_thread(Replica.open, path, clock=clock, checksum=target.checksum)
-        return metadata, replica
+        opening = asyncio.to_thread(Replica.open, path, clock=clock, checksum=target.checksum)
+        return metadata, await carried_through(opening, undo=Replica.close)
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
         raise
