@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import littlebigcluster as lbc
 from littlebigcluster.cli.points import parse_point
-from tests.cli.programs import error_line, output, run
+from tests.cli.programs import LBC, environment, error_line, output, run
 from tests.cli.test_reading_commands import led_cluster
 
 
@@ -112,3 +114,41 @@ def test_verify_tells_what_is_wrong_and_what_is_left(store: str) -> None:
     found = json.loads(run("-p", store, "verify", "--json").stdout)
     assert found["findings"][0]["object"] == ".lbc/00000000000000000003.wal"
     assert found["restorable"] == [[0, 2]]
+
+
+def test_log_shows_what_is_asked_for(store: str) -> None:
+    def epochs(*options: str) -> list[int]:
+        return [json.loads(line)["epoch"] for line in output("-p", store, "log", "--json", *options).splitlines()]
+
+    assert epochs() == [1, 2, 3, 4]
+    assert epochs("--limit", "2") == [3, 4]
+    assert epochs("--since", "3") == [3, 4]
+    assert epochs("--since", "100d", "--limit", "1") == [4]
+    assert epochs("--since", "0s") == [4]
+    assert epochs("--term", "1", "--limit", "3") == [2, 3, 4]
+    assert epochs("--term", "2") == []
+    leader = json.loads(output("-p", store, "log", "--json").splitlines()[0])["leader"]["uuid"]
+    assert epochs("--leader", leader[:9]) == epochs("--leader", leader[-8:]) == [1, 2, 3]
+    assert output("-p", store, "log", "--term", "9") == "no such epochs\n"
+    assert "is still to come" in error_line("-p", store, "log", "--since", "2999-01-01")
+
+
+async def test_log_follows(store: str) -> None:
+    following = await asyncio.create_subprocess_exec(
+        *LBC, "-p", store, "log", "--follow", "--json", "--limit", "1",
+        stdout=asyncio.subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    try:
+        assert following.stdout is not None
+        assert json.loads(await following.stdout.readline())["epoch"] == 4
+        await led_on(Path(store))
+        assert [json.loads(await following.stdout.readline())["epoch"] for _ in range(3)] == [5, 6, 7]
+    finally:
+        following.send_signal(signal.SIGINT)
+        await following.wait()
+
+
+async def led_on(path: Path) -> None:
+    async with lbc.Cluster(path).join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node:
+        await node.wait_until_leader(timeout=30)
+        await node.execute("INSERT INTO job(name) VALUES ('more')")

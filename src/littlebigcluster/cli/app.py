@@ -17,10 +17,11 @@ from littlebigcluster import __version__
 from littlebigcluster.cli import past
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.diff import show_diff
+from littlebigcluster.cli.log import show_log
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
 from littlebigcluster.cli.points import PointType, one_point, point_options
-from littlebigcluster.cli.reading import show_log, show_members, show_rotation, show_sql, show_status
+from littlebigcluster.cli.reading import show_members, show_rotation, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
 from littlebigcluster.cluster import Cluster
@@ -304,11 +305,15 @@ def diff(place: Place, from_: Any, to: Any, table: str | None, limit: int, as_js
 @click.option(
     "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="So many epochs; 0 shows all there are."
 )
+@click.option("--since", type=PointType(), metavar="POINT", help="From that point on: 1234, 2026-11-22T10:00Z, 2h.")
+@click.option("--term", type=int, metavar="N", help="Of this term.")
+@click.option("--leader", metavar="UUID", help="Of this leader; the beginning or the end of its id will do.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
 @_json
 @click.pass_obj
-def log(place: Place, limit: int, as_json: bool) -> None:
+def log(place: Place, /, limit: int, **options: Any) -> None:
     """The epochs of the log, the newest last."""
-    run(show_log(place.cluster(), limit=limit or None, as_json=as_json))
+    run(show_log(place.cluster(), limit=limit or None, **options))
 
 
 @cli.command()

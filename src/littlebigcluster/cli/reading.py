@@ -11,7 +11,7 @@ from rich.text import Text
 
 from littlebigcluster.cli import text
 from littlebigcluster.cli.members import members_table, view_from
-from littlebigcluster.cluster import Cluster, LogEntry, Status
+from littlebigcluster.cluster import Cluster, Status
 from littlebigcluster.cluster.certificates import LOOK_SECONDS
 from littlebigcluster.epochs import Leader, Point
 from littlebigcluster.errors import LbcError, NotLeader
@@ -61,7 +61,7 @@ def _stored(status: Status) -> dict[str, Any]:
         "created_at": identity.created_at.isoformat(),
         "epoch": status.epoch,
         "term": status.term,
-        "leader": _leader_json(status.leader),
+        "leader": leader_json(status.leader),
         "last_update": status.last_update.isoformat(),
         "snapshot_epoch": status.snapshot_epoch,
         "snapshot_size_bytes": status.snapshot_bytes,
@@ -111,7 +111,7 @@ def _moment(value: str) -> str:
     return text.moment(datetime.fromisoformat(value))
 
 
-def _leader_json(leader: Leader | None) -> dict[str, str] | None:
+def leader_json(leader: Leader | None) -> dict[str, str] | None:
     return leader.to_json() if leader else None
 
 
@@ -157,54 +157,3 @@ def _unique(names: list[str]) -> list[str]:
             unique, number = f"{name}:{number}", number + 1
         found[unique] = None
     return list(found)
-
-
-_WIDE_ENOUGH = 115
-_SHORT = 8
-
-
-async def show_log(cluster: Cluster, *, limit: int | None, as_json: bool) -> None:
-    """Print the epochs, as a table or as one JSON object per line."""
-    if as_json:
-        async for entry in cluster.history(limit=limit):
-            print(text.json_line(_entry_json(entry)))
-        return
-    entries = [entry async for entry in cluster.history(limit=limit)]
-    if not entries:
-        print("no epochs yet: nobody has led this cluster")
-        return
-    short = text.console().width < _WIDE_ENOUGH
-    transactions = "Tx" if short else "Transactions"
-    columns = ("Epoch", "Time", "Term", "Leader", transactions, "Pages", "Size")
-    table = text.grid(columns, [_entry_row(entry, short=short) for entry in entries])
-    table.columns[-1].justify = "right"
-    text.show(table)
-
-
-def _entry_row(entry: LogEntry, *, short: bool) -> list[Any]:
-    metadata = entry.metadata
-    leader = str(metadata.leader.uuid) if metadata.leader else "released"
-    if short and metadata.leader:
-        leader = "…" + leader[-_SHORT:]
-    return [
-        metadata.epoch,
-        text.moment(metadata.created_at),
-        metadata.term,
-        leader,
-        metadata.transactions,
-        metadata.pages,
-        text.size(entry.size_bytes),
-    ]
-
-
-def _entry_json(entry: LogEntry) -> dict[str, Any]:
-    metadata = entry.metadata
-    return {
-        "epoch": metadata.epoch,
-        "time": metadata.created_at.isoformat(),
-        "term": metadata.term,
-        "leader": _leader_json(metadata.leader),
-        "transactions": metadata.transactions,
-        "pages": metadata.pages,
-        "size_bytes": entry.size_bytes,
-    }

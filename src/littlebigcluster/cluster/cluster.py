@@ -128,12 +128,17 @@ class Cluster:
         """
         return await inspect.status(self._store, expected_id=self._id)
 
-    def history(self, *, limit: int | None = None) -> AsyncIterator[LogEntry]:
-        """The last `limit` epochs of the log without their content, or all that are retained; the newest last.
+    def history(
+        self, *, limit: int | None = None, since: Point | None = None, follow: bool = False
+    ) -> AsyncIterator[LogEntry]:
+        """The last `limit` epochs of the log without their content, or all that are retained; the newest last. `since`
+        (see `at`) leaves out what is older, and with `follow` those to come follow, for ever.
 
-        Raises what `status` raises.
+        Raises what `status` raises; NotRetained when `since` is still to come.
         """
-        return inspect.history(self._store, limit=limit, expected_id=self._id)
+        return inspect.history(
+            self._store, limit=limit, since=since, follow=follow, expected_id=self._id, clock=self._clock
+        )
 
     def head(self) -> AbstractAsyncContextManager[State]:
         """`async with cluster.head() as head` restores the newest state to a temporary place, to be read there

@@ -19,21 +19,27 @@ from littlebigcluster.epochs import (
     Identity,
     Leader,
     Metadata,
+    Point,
+    Survey,
     epoch_of,
+    find_epoch,
     in_order,
+    moment,
     names,
     read_identity,
     read_metadata,
+    retained,
     survey,
     survey_all,
 )
-from littlebigcluster.errors import NotAllowed, NotInitialized
+from littlebigcluster.errors import NotAllowed, NotInitialized, NotRetained
 from littlebigcluster.roles import restore
-from littlebigcluster.store import Store
+from littlebigcluster.store import ObjectInfo, Store
 
 T = TypeVar("T")
 
 _WINDOW = 16
+_FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,18 +156,61 @@ async def status(store: Store, *, expected_id: str | None = None) -> Status:
     )
 
 
-async def history(store: Store, *, limit: int | None, expected_id: str | None = None) -> AsyncIterator[LogEntry]:
-    """The last `limit` epochs of the log, or all that are retained, oldest first.
+async def history(
+    store: Store,
+    *,
+    limit: int | None,
+    since: Point | None = None,
+    follow: bool = False,
+    expected_id: str | None = None,
+    clock: Clock,
+) -> AsyncIterator[LogEntry]:
+    """The epochs from the one that was the newest at `since` on, or all that are retained; of those the last `limit`,
+    oldest first; and with `follow` those to come, for ever.
 
-    Raises what `status` raises.
+    Raises what `status` raises; NotRetained for a point that is still to come.
     """
     await read_identity(store, expected_id=expected_id)
-    if limit is None:
+    if since is not None:
+        found = await retained(store)
+        first = await _from(store, found, since, clock=clock)
+        infos = [info for info in found.epochs if epoch_of(info) >= first][-(limit or 0) :]
+    elif limit is None:
         infos = (await survey_all(store)).epochs
     else:
         head = (await survey(store)).head
-        listed = await store.list(names.LOG_PREFIX, start_after=names.wal(max(0, head - limit)))
-        infos = [info for info in listed if info.key.endswith(".wal")][-limit:]
+        infos = (await _epochs_after(store, max(0, head - limit)))[-limit:]
+    async for entry in _entries(store, infos):
+        yield entry
+    at = epoch_of(infos[-1]) if infos else (await survey(store)).head
+    while follow:
+        # One small request for each look; the listing only when there is something.
+        if await store.get_range(names.wal(at + 1), 0, 1) is None:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            continue
+        async for entry in _entries(store, await _epochs_after(store, at)):
+            yield entry
+            at = entry.metadata.epoch
+
+
+async def _from(store: Store, found: Survey, since: Point, *, clock: Clock) -> int:
+    """The first epoch to tell of: the oldest for what is older than all."""
+    try:
+        return await find_epoch(store, found, since, clock=clock)
+    except NotRetained:
+        oldest = epoch_of(found.snapshots[-1]) if found.snapshots else 0
+        too_old = since < oldest if isinstance(since, int) else moment(since, clock) <= clock.now()
+        if too_old:
+            return oldest
+        raise
+
+
+async def _epochs_after(store: Store, epoch: int) -> list[ObjectInfo]:
+    listed = await store.list(names.LOG_PREFIX, start_after=names.wal(epoch))
+    return [info for info in listed if info.key.endswith(".wal")]
+
+
+async def _entries(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[LogEntry]:
     reads = (read_metadata(store, info.key) for info in infos)
     sizes = iter(infos)
     async for metadata in in_order(reads, window=_WINDOW):

@@ -3,7 +3,7 @@
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows
 from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, Metadata
-from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, retained
+from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, moment, retained
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.epochs.survey import (
     Survey,
@@ -35,6 +35,7 @@ __all__ = [
     "find_epoch",
     "in_order",
     "metadata_of",
+    "moment",
     "read_all_metadata",
     "read_identity",
     "read_metadata",

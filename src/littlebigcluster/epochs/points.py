@@ -39,7 +39,7 @@ async def find_epoch(store: Store, found: Survey, point: Point, *, clock: Clock)
         if not first <= point <= last:
             raise NotRetained(f"epoch {point} is not in the log, which {await _extent(store, first, last)}")
         return point
-    wanted = _moment(point, clock)
+    wanted = moment(point, clock)
     if wanted > clock.now():
         raise NotRetained(f"{_text(wanted)} is still to come; the log {await _extent(store, first, last)}")
     if wanted < (await metadata_of(store, first)).created_at:
@@ -59,7 +59,8 @@ async def metadata_of(store: Store, epoch: int) -> Metadata:
     return await read_metadata(store, names.wal(epoch) if epoch else names.snapshot(0))
 
 
-def _moment(point: Point, clock: Clock) -> datetime:
+def moment(point: Point, clock: Clock) -> datetime:
+    """The date that a point other than an epoch means. Raises TypeError, ValueError for one without a time zone."""
     if isinstance(point, timedelta):
         return clock.now() - point
     if not isinstance(point, datetime):
