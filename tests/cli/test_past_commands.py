@@ -87,12 +87,13 @@ def test_points_are_read_as_people_write_them() -> None:
 def test_rollback_says_what_it_would_do_and_does_it_with_yes(store: str) -> None:
     count = ("-p", store, "sql", "SELECT cast(count(*) AS text) AS n FROM job", "--json")
     said = output("-p", store, "rollback", "--to", "2").splitlines()
-    assert said[0].startswith("Now:   epoch 4 of 20")
-    assert said[1].startswith("Then:  epoch 2 of 20")
-    assert said[2].startswith("Nothing was done. With --yes")
+    assert said[0].startswith("From epoch 4 (20")
+    assert " to epoch 2 (20" in said[0]
+    assert any("job" in line and "2" in line for line in said[1:-1])  # two rows removed
+    assert said[-1].startswith("Nothing was done. With --yes")
     assert '"2"' in output(*count)
-    done = output("-p", store, "rollback", "--to", "2", "--yes").splitlines()[-1]
-    assert done == "Done:  epoch 6 is as epoch 2 was. To undo it: lbc rollback --to 5"
+    (done,) = output("-p", store, "rollback", "--to", "2", "--yes").splitlines()
+    assert done == "Epoch 6 is as epoch 2 was. To undo it: lbc rollback --to 5 --yes"
     assert '"0"' in output(*count)
     output("-p", store, "rollback", "--to", "5", "--yes")
     assert '"2"' in output(*count)

@@ -263,7 +263,7 @@ def verify(place: Place, deep: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--to", type=PointType(), required=True, metavar="POINT", help="An epoch, a time, or an age: 1234, 2h.")
-@click.option("--yes", is_flag=True, help="Do it; else it is only said what would be done.")
+@click.option("--yes", is_flag=True, help="Do it; else it only shows what would change.")
 @_tls_options
 @click.pass_obj
 def rollback(place: Place, /, to: Any, yes: bool, **tls: Any) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from littlebigcluster.cli import text
+from littlebigcluster.cli.diff import show_diff
 from littlebigcluster.cluster import Cluster
 from littlebigcluster.epochs import Point
 from littlebigcluster.settings import NodeSettings
@@ -52,15 +53,15 @@ async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
     return not verified.findings
 
 
+_DIFFERENCES = 10
+
+
 async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, act: bool) -> None:
-    """Say what would come back; with `act`, bring it back."""
-    now = await cluster.status()
-    async with cluster.at(point) as state:
-        then = state.metadata
-    text.show(f"Now:   epoch {now.epoch} of {text.moment(now.last_update)}")
-    text.show(f"Then:  epoch {then.epoch} of {text.moment(then.created_at)}")
+    """Show what would change; with `act`, bring back what was."""
     if not act:
-        text.show("Nothing was done. With --yes the state of then becomes a new epoch; what is now stays in the log.")
+        now = (await cluster.status()).epoch
+        await show_diff(cluster, now, point, table=None, limit=_DIFFERENCES, as_json=False)
+        print("Nothing was done. With --yes this becomes a new epoch; what is now stays in the log.")
         return
-    done = await cluster.rollback(then.epoch, settings=settings)
-    text.show(f"Done:  epoch {done.epoch} is as epoch {done.value} was. To undo it: lbc rollback --to {done.epoch - 1}")
+    done = await cluster.rollback(point, settings=settings)
+    print(f"Epoch {done.epoch} is as epoch {done.value} was. To undo it: lbc rollback --to {done.epoch - 1} --yes")
