@@ -200,11 +200,11 @@ async def test_a_file_whose_content_is_not_what_the_log_says_does_not_appear(
     history = await lived(g, 3)
     finish = past._finish
 
-    def after_damage(restored: Any, path: Path) -> None:
+    def after_damage(restored: Any, *how: Any) -> None:
         with restored.replica.path.open("r+b") as file:
             file.seek(4096 + 100)
             file.write(b"bad luck")
-        finish(restored, path)
+        finish(restored, *how)
 
     monkeypatch.setattr(past, "_finish", after_damage)
     with pytest.raises(CorruptLog, match="state checksum"):

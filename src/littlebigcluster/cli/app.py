@@ -14,19 +14,20 @@ from typing import Any, TypeVar
 import click
 
 from littlebigcluster import __version__
-from littlebigcluster.cli import past
+from littlebigcluster.cli import moving, past
 from littlebigcluster.cli.demo import DemoOptions, run_demo
 from littlebigcluster.cli.diff import show_diff
 from littlebigcluster.cli.log import show_log
 from littlebigcluster.cli.logs import log_to
 from littlebigcluster.cli.member import run_member
+from littlebigcluster.cli.options import cluster_options, cluster_settings, new_id_option, output_option
 from littlebigcluster.cli.points import PointType, one_point, point_options
 from littlebigcluster.cli.reading import show_members, show_rotation, show_sql, show_status
 from littlebigcluster.cli.signals import Stopped, run
 from littlebigcluster.cli.text import one_line
 from littlebigcluster.cluster import Cluster
 from littlebigcluster.errors import LbcError, plain_errors
-from littlebigcluster.settings import PAGE_SIZES, ClusterSettings, NodeSettings
+from littlebigcluster.settings import NodeSettings
 
 _FAILED = 1
 _DEFAULTS = NodeSettings()
@@ -73,20 +74,13 @@ def cli(context: click.Context, store: str | None, cluster_id: str | None, verbo
 
 
 @cli.command()
-@click.option("--id", "new_id", metavar="NAME", help="The cluster's id; made up if not given.")
-@click.option(
-    "--page-size", type=click.Choice([str(size) for size in PAGE_SIZES]), default="4096", show_default=True,
-    help="SQLite's page size in bytes; never changes later.",
-)  # fmt: skip
-@click.option(
-    "--compression", type=click.Choice(["zstd", "none"]), default="zstd", show_default=True,
-    help="How the objects of the log are stored.",
-)  # fmt: skip
+@new_id_option
+@cluster_options
 @click.pass_obj
-def init(place: Place, new_id: str | None, page_size: str, compression: Any) -> None:
+def init(place: Place, /, new_id: str | None, **options: Any) -> None:
     """Make a new cluster in the store."""
     logger = logging.getLogger("lbc")
-    cluster, settings = place.cluster(), ClusterSettings(page_size=int(page_size), compression=compression)
+    cluster, settings = place.cluster(), cluster_settings(options)
     logger.info("Initializing cluster...")
     run(cluster.init(new_id, settings=settings))
     logger.info("Cluster initialized!")
@@ -228,11 +222,49 @@ def sql(place: Place, statement: str, at: Any, epoch: Any, ago: Any, as_json: bo
     run(show_sql(place.cluster(), statement, one_point(at, epoch, ago), as_json=as_json))
 
 
+@cli.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@new_id_option
+@cluster_options
+@click.pass_obj
+def import_file(place: Place, /, file: Path, new_id: str | None, **options: Any) -> None:
+    """Make a new cluster in the store of an application's SQLite database.
+
+    FILE is only read, and may be in use; a copy of it, as of one moment and checked, is what the cluster begins with.
+    """
+    run(moving.import_file(place.cluster(), file, new_id, cluster_settings(options)))
+
+
 @cli.command()
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE",
-    help="Where to write the database to.",
-)  # fmt: skip
+@click.argument("source")
+@click.argument("dest")
+@point_options
+@new_id_option
+@click.pass_obj
+def clone(place: Place, source: str, dest: str, at: Any, epoch: Any, ago: Any, new_id: str | None) -> None:
+    """Make a new cluster of another one as it is, or was.
+
+    SOURCE and DEST are stores, as for -p, of any kind. SOURCE is only read, and DEST must hold no cluster. The new one
+    has an id and a certificate authority of its own. Objects of the application in SOURCE are not copied.
+    """
+    run(moving.clone(Cluster(source, id=place.cluster_id), Cluster(dest), one_point(at, epoch, ago), new_id))
+
+
+@cli.command()
+@output_option
+@point_options
+@click.option("--force", is_flag=True, help="Replace the file if there is one.")
+@click.pass_obj
+def export(place: Place, output: Path, at: Any, epoch: Any, ago: Any, force: bool) -> None:
+    """Write the application's database, as it is or was, to a plain SQLite file.
+
+    Unlike `restore` without the library's own tables, and in one file that is not in WAL mode.
+    """
+    run(moving.export_file(place.cluster(), output, one_point(at, epoch, ago), overwrite=force))
+
+
+@cli.command()
+@output_option
 @point_options
 @click.option("--latest", is_flag=True, help="As it is now; so it is without any point, too.")
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")

@@ -19,14 +19,14 @@ from littlebigcluster.settings import NodeSettings
 
 async def restore(cluster: Cluster, path: Path, point: Point | None, *, overwrite: bool) -> None:
     """Write the file, with a progress bar on a terminal."""
-    with _bar() as on_bytes:
+    with progress_bar() as on_bytes:
         metadata = await cluster.restore(path, point, overwrite=overwrite, on_bytes=on_bytes)
     size = metadata.database_pages * metadata.page_size
     text.show(f"{path}: epoch {metadata.epoch} of {text.moment(metadata.created_at)}, {text.size(size)}, checked")
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
     """Shows, on a terminal, how many bytes of how many are read."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -37,7 +37,7 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 
 async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
     """Print what is wrong, and what can be restored; whether all is well."""
-    with _bar() as on_bytes:
+    with progress_bar() as on_bytes:
         verified = await cluster.verify(deep=deep, on_bytes=on_bytes)
     if as_json:
         print(text.json_line(asdict(verified)))

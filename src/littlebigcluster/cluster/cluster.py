@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.cluster import changes, inspect, past
+from littlebigcluster.cluster import changes, inspect, moving, past
 from littlebigcluster.cluster.certificates import Rotation, rotate_authority
 from littlebigcluster.cluster.description import Description, check_roles
 from littlebigcluster.cluster.directory import NodeDirectory
@@ -67,9 +67,7 @@ class Cluster:
         Raises AlreadyInitialized, UnsafeStore, StoreUnavailable.
         """
         cluster_id = self._id if id is None else check_id(id)
-        if settings is not None and not isinstance(settings, ClusterSettings):
-            raise TypeError(f"the settings of a cluster are ClusterSettings, not {settings!r}")
-        identity = await initialize(self._store, cluster_id, settings or ClusterSettings(), clock=self._clock)
+        identity = await initialize(self._store, cluster_id, _checked(settings), clock=self._clock)
         return identity.cluster_id
 
     def join(
@@ -205,6 +203,72 @@ class Cluster:
         """
         return changes.between(self._store, from_, to, table=table, expected_id=self._id, clock=self._clock)
 
+    async def export(
+        self,
+        path: Path | str,
+        point: Point | None = None,
+        *,
+        overwrite: bool = False,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Metadata:
+        """Like `restore`, but the file is the application's alone: without the library's tables, and not in WAL mode,
+        a single file that every tool opens. Its integrity is checked; ValueError if that fails."""
+        return await moving.export_file(
+            self._store,
+            Path(path),
+            point,
+            overwrite=overwrite,
+            expected_id=self._id,
+            clock=self._clock,
+            on_bytes=on_bytes,
+        )
+
+    async def import_file(
+        self, path: Path | str, id: str | None = None, *, settings: ClusterSettings | None = None
+    ) -> str:
+        """Make a new cluster here, like `init`, that begins with a copy of the SQLite file at `path`, as of one moment.
+
+        The file is only read; another process may be writing to it. The copy is checked, and gets the page size of the
+        settings. Returns the cluster's id.
+
+        Raises AlreadyInitialized (also for an import that was broken off; the message says what to delete),
+        UnsafeStore, StoreUnavailable; FileNotFoundError, OSError; ValueError for a file that can be no cluster's
+        database: not SQLite, encrypted, damaged, with a schema that this SQLite cannot use, or with violated foreign
+        keys if they are to be enforced; NotAllowed for names that begin with _lbc; sqlite3.OperationalError when the
+        file is locked.
+        """
+        cluster_id = self._id if id is None else check_id(id)
+        chosen = _checked(settings)
+        return (await moving.import_file(self._store, Path(path), cluster_id, chosen, clock=self._clock)).cluster_id
+
+    async def clone(
+        self,
+        to: Cluster | Location | Store,
+        point: Point | None = None,
+        *,
+        id: str | None = None,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[str, Metadata]:
+        """Make a new cluster elsewhere, with an id and a certificate authority of its own, that begins with this one's
+        database as it was at `point` (see `at`; None: as it is now), and has the same settings. The application's
+        objects in the store are not copied. This cluster is only read. Returns the id of the new one, and the metadata
+        of the epoch that it begins with.
+
+        Raises what `restore` raises here and `import_file` there, and ValueError for an `id` that is this cluster's.
+        """
+        target = to if isinstance(to, Cluster) else Cluster(to, clock=self._clock)
+        cluster_id = target._id if id is None else check_id(id)
+        identity, metadata = await moving.clone(
+            self._store,
+            target._store,
+            point,
+            cluster_id,
+            expected_id=self._id,
+            clock=self._clock,
+            on_bytes=on_bytes,
+        )
+        return identity.cluster_id, metadata
+
     async def ask_leader(
         self,
         method: str,
@@ -237,6 +301,12 @@ class Cluster:
         """
         identity, _ = await read_identity(self._store, expected_id=self._id)
         return await rotate_authority(self._store, identity.cluster_id, at_once=at_once, clock=self._clock)
+
+
+def _checked(settings: ClusterSettings | None) -> ClusterSettings:
+    if settings is not None and not isinstance(settings, ClusterSettings):
+        raise TypeError(f"the settings of a cluster are ClusterSettings, not {settings!r}")
+    return settings or ClusterSettings()
 
 
 class Join:

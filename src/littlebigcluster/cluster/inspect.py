@@ -31,8 +31,9 @@ from littlebigcluster.epochs import (
     retained,
     survey,
     survey_all,
+    unfinished,
 )
-from littlebigcluster.errors import NotAllowed, NotInitialized, NotRetained
+from littlebigcluster.errors import NotAllowed, NotRetained
 from littlebigcluster.roles import restore
 from littlebigcluster.store import ObjectInfo, Store
 
@@ -134,7 +135,7 @@ async def status(store: Store, *, expected_id: str | None = None) -> Status:
     identity, _ = await read_identity(store, expected_id=expected_id)
     found = await survey(store)
     if not found.snapshots:
-        raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
+        raise unfinished(store, identity)
     snapshot = found.snapshots[0]
     since = [info for info in found.epochs if epoch_of(info) > epoch_of(snapshot)]
     newest = await read_metadata(store, since[-1].key if since else snapshot.key)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from littlebigcluster.clock import Clock
@@ -24,6 +24,10 @@ _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 def _quiet(done: int, total: int) -> None:
     """For those who do not want to know."""
+
+
+def _as_it_is(path: Path) -> None:
+    """For those who want no other file."""
 
 
 @contextlib.asynccontextmanager
@@ -51,10 +55,12 @@ async def restore_file(
     expected_id: str | None,
     clock: Clock,
     on_bytes: OnBytes = _quiet,
+    change: Callable[[Path], None] = _as_it_is,
 ) -> Metadata:
     """Write the database as it was at `point` (None: as it is now) to the file `path`, whole or not at all.
 
-    All hashes, and at the end the state checksum of the file, are checked. Raises as `at`; FileExistsError, OSError.
+    All hashes, and at the end the state checksum of the file, are checked; then `change` may change the file, in a
+    thread, before it gets its name. Raises as `at`; FileExistsError, OSError, and what `change` raises.
     """
     path = path.absolute()
     _check_free(path, overwrite=overwrite)
@@ -62,7 +68,7 @@ async def restore_file(
     # Beside the target, so that it can take its place in one step, and a full disk is noticed before.
     with tempfile.TemporaryDirectory(prefix=".lbc-restore-", dir=path.parent) as directory:
         restored = await _restore(store, identity, Path(directory), point, clock=clock, on_bytes=on_bytes)
-        await asyncio.to_thread(_finish, restored, path)
+        await asyncio.to_thread(_finish, restored, path, change)
         return restored.metadata
 
 
@@ -108,9 +114,10 @@ def fold(restored: Restored) -> Path:
     return made
 
 
-def _finish(restored: Restored, path: Path) -> None:
+def _finish(restored: Restored, path: Path, change: Callable[[Path], None]) -> None:
     """One file, checked and on the disk, under its name."""
     made = fold(restored)
+    change(made)
     with made.open("r+b") as file:
         os.fsync(file.fileno())
     made.replace(path)

@@ -6,6 +6,7 @@ from littlebigcluster.database.guards import read_guard
 from littlebigcluster.database.initial import write_initial_database
 from littlebigcluster.database.pages import PageSource
 from littlebigcluster.database.pending import Batch, Done, Pending
+from littlebigcluster.database.plain import copy_plain, make_plain
 from littlebigcluster.database.primary import Primary
 from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica, StateMismatch
@@ -35,7 +36,9 @@ __all__ = [
     "WalError",
     "Writer",
     "check_sqlite_version",
+    "copy_plain",
     "diff",
+    "make_plain",
     "parse",
     "read_guard",
     "required_sqlite_version",

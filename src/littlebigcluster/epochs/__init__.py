@@ -13,6 +13,7 @@ from littlebigcluster.epochs.survey import (
     read_metadata,
     survey,
     survey_all,
+    unfinished,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "retained",
     "survey",
     "survey_all",
+    "unfinished",
 ]

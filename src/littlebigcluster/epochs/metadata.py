@@ -97,6 +97,9 @@ class Identity:
     cluster_id: str
     created_at: datetime
     settings: ClusterSettings
+    imported: str = ""
+    """Random, where the cluster begins with a database from elsewhere: then only who has created this identity may
+    write the snapshot of epoch 0. Empty where it begins with nothing: then anybody may."""
 
     def encode(self) -> bytes:
         value = {
@@ -106,6 +109,7 @@ class Identity:
             "page_size": self.settings.page_size,
             "compression": self.settings.compression,
             "foreign_keys": self.settings.foreign_keys,
+            "imported": self.imported,
         }
         return json.dumps(value, indent=2).encode() + b"\n"
 
@@ -125,7 +129,8 @@ class Identity:
                 compression=value["compression"],
                 foreign_keys=value["foreign_keys"],
             )
-            return cls(str(value["cluster_id"]), datetime.fromisoformat(value["created_at"]), settings)
+            created_at, imported = datetime.fromisoformat(value["created_at"]), str(value.get("imported", ""))
+            return cls(str(value["cluster_id"]), created_at, settings, imported)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptLog(name, f"the identity of a cluster ({error!r})") from error
 

@@ -47,6 +47,16 @@ async def read_identity(store: Store, *, expected_id: str | None = None) -> tupl
     return identity, body
 
 
+def unfinished(store: Store, identity: Identity) -> NotInitialized:
+    """What to raise where there is an identity and nothing else yet."""
+    if identity.imported:
+        return NotInitialized(
+            f'{store.url} holds the beginning of an import as "{identity.cluster_id}", and no database yet; wait, or if'
+            f" nobody is at it any more, delete all of {names.DIRECTORY} there and import again"
+        )
+    return NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
+
+
 async def survey(store: Store) -> Survey:
     """The newest snapshot and the epochs after it, by one GET and one LIST.
 

@@ -29,6 +29,7 @@ from littlebigcluster.epochs import (
     snapshots,
     survey,
     survey_all,
+    unfinished,
 )
 from littlebigcluster.epochs.pins import pinned
 from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
@@ -235,7 +236,7 @@ async def _newest_of(
         raise first_error
     if found.epochs:
         raise CorruptLog(names.snapshot(0), "a snapshot from which the log can be followed, found none")
-    raise NotInitialized(f"the initialization of {store.url} did not finish; run `lbc -p {store.url} init` again")
+    raise unfinished(store, identity)
 
 
 async def load_snapshot(

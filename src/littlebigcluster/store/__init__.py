@@ -7,6 +7,7 @@ from .object_store import ObjectStore
 from .once import Mine, NoLongerValid, Resolution, Theirs, Unresolved, put_if_absent
 from .open import Location, open_store
 from .probe import probe_exists, probe_race
+from .retry import retried
 from .scoped import Scoped
 from .wrappers import Counting, Latency, LogNormal, Slow, Wrapper
 
@@ -37,4 +38,5 @@ __all__ = [
     "probe_exists",
     "probe_race",
     "put_if_absent",
+    "retried",
 ]
