@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.clocks import HandClock
 from tests.dated import Dated
+from tests.dying import Dying
 from tests.epochs.logs import START, epoch_object, log_at, position_of
 
 from littlebigcluster.clock import seeded
@@ -508,29 +509,6 @@ async def test_a_pass_at_any_moment_of_making_a_pin_leaves_it_or_has_it_refused(
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
-
-
-class Dying(Wrapper):
-    """The process dies at the n-th request: before it, or after it has taken effect. A delete is cut short: it
-    takes away every other object."""
-
-    def __init__(self, store: Store, at: int, how: str) -> None:
-        super().__init__(store)
-        self._left, self._how = at, how
-
-    async def _request(self, operation: Operation, key: str, send: Callable[[], Awaitable[T]]) -> T:
-        self._left -= 1
-        if self._left == 0 and self._how == "after":
-            await send()
-        if self._left <= 0:
-            raise StoreUnavailable("died")
-        return await send()
-
-    async def delete(self, keys: Iterable[str]) -> None:
-        keys = list(keys)
-        if self._left == 1 and self._how == "half":
-            await self.inner.delete(keys[::2])
-        await super().delete(keys)
 
 
 @pytest.mark.parametrize("how", ["before", "after", "half"])

@@ -20,7 +20,7 @@ from littlebigcluster.roles.retention import STANDING_SECONDS, Retention
 from littlebigcluster.store import Counting, Store
 from tests.clocks import HandClock
 from tests.dated import Dated
-from tests.roles.test_retention import Dying
+from tests.dying import Dying
 from tests.scenarios.stage import Actor, Stage, eventually, stage
 
 RETENTION = 3600.0

@@ -103,13 +103,14 @@ def thinned(found: Holdings, keep_from: int, pinned: Iterable[int]) -> list[str]
     Those younger than `KEEP_ALL` stay. Of the older ones the oldest of each period stays, which is at most an eighth
     of the age; and always the newest, and whatever a pinned epoch may be restored from. Since periods lie end to end
     from a fixed moment on, and longer ones are made of shorter ones, it is the same ones that stay tomorrow, only
-    fewer.
+    fewer. However often that is done: where there was a snapshot once, there is one before it by less than a fifth of
+    the age (the worst is at the border between two classes of age: a short period, and a long one before it).
     """
     lowest = min(pinned, default=names.MAX_EPOCH)
     held_from = max((each.epoch for each in found.snapshots if each.epoch <= lowest), default=0)
     seen: set[tuple[timedelta, int]] = set()
     gone = []
-    for epoch, written_at in found.snapshots[:-1]:
+    for epoch, written_at in found.snapshots:
         period = _period(found.now, written_at)
         if epoch < keep_from or period is None:
             continue

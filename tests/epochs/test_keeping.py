@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from littlebigcluster.epochs import names
 from littlebigcluster.epochs.retention import (
     KEEP_ALL,
-    STEPS,
     Dated,
     Holdings,
     below,
@@ -103,8 +102,22 @@ def test_thinned_snapshots_have_a_near_neighbour_however_often(
             if now - each.written_at < KEEP_ALL:
                 assert each.epoch in kept
             before = [other for other in left if keep_from <= other.epoch <= each.epoch]
-            assert each.written_at - before[-1].written_at <= (now - each.written_at) / STEPS
+            assert each.written_at - before[-1].written_at <= (now - each.written_at) / 5
     assert thinned(Holdings(now, left, [], [], 0), keep_from, pinned) == []
+
+
+def test_snapshots_that_are_thinned_out_daily_stay_evenly_spread() -> None:
+    left: list[Dated] = []
+    every: list[Dated] = []
+    for hour in range(24 * 30):
+        now = NOW + timedelta(hours=hour)
+        every.append(Dated(hour, now))
+        left.append(Dated(hour, now))
+        gone = thinned(Holdings(now, left, [], [], 0), 0, [])
+        left = [each for each in left if names.snapshot(each.epoch) not in gone]
+    for each in every:
+        before = [other for other in left if other.epoch <= each.epoch]
+        assert each.written_at - before[-1].written_at <= (now - each.written_at) / 5
 
 
 def test_few_snapshots_stay_of_many() -> None:
