@@ -17,6 +17,7 @@ import pytest
 
 from littlebigcluster import CorruptLog, DeadlineExceeded, LbcError, Node, NotAllowed, NotRetained, SnapshotExpired
 from littlebigcluster.cluster import travel
+from littlebigcluster.database import Replica
 from littlebigcluster.epochs import names
 from tests.cluster.group import Group, eventually, group
 from tests.scenarios.stage import Gate, memory
@@ -232,6 +233,31 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(g: Group, tmp_path: Pat
             node._travel._drop(kept)
         await eventually(lambda: not node._travel._ending)
         assert left(tmp_path) == []
+
+
+async def test_cancelled_while_a_thread_opens_the_copy_it_waits_for_that(
+    g: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, node, writer = await gated(g, tmp_path)
+    opened: list[Replica] = []
+    go_on = threading.Event()
+    real = Replica.open
+
+    def slow(*arguments: Any, **more: Any) -> Replica:
+        opened.append(real(*arguments, **more))
+        assert go_on.wait(30)
+        return opened[0]
+
+    monkeypatch.setattr(Replica, "open", slow)
+    asking = asyncio.create_task(read_at(node, min(writer.rows)))
+    await eventually(lambda: opened)
+    asking.cancel()
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    go_on.set()
+    await asyncio.wait([asking])
+    assert opened[0]._closed
+    assert left(tmp_path) == []
 
 
 # -- the disk --------------------------------------------------------------------------------------------------------

@@ -232,6 +232,18 @@ def test_rows_without_a_key_are_told_apart_by_the_rowid(db: sqlite3.Connection) 
     ]
 
 
+def test_equal_numbers_of_two_types_have_an_order_in_content_too(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE t(v, rowid, oid, _rowid_)")
+    db.executemany("INSERT INTO t(v) VALUES (?)", [(1.0,), (1,), (2,), (1.0,), (1,)])
+    found = only(changes(db, "UPDATE t SET v = 1.0 WHERE v = 2; INSERT INTO t(v) VALUES (1)"))
+    assert found.identified_by == "content"
+    assert [(kind, exact((old or new)[:1])) for kind, _, old, new in told(found)] == [
+        ("added", (("int", 1),)),
+        ("added", (("float", 1.0),)),
+        ("removed", (("int", 2),)),
+    ]
+
+
 def test_text_that_is_not_valid_is_compared_too(db: sqlite3.Connection) -> None:
     db.executescript("CREATE TABLE t(id TEXT PRIMARY KEY); INSERT INTO t VALUES (CAST(x'ff41' AS TEXT)), ('\ue000')")
     found = changes(db, "DELETE FROM t WHERE id = CAST(x'ff41' AS TEXT); INSERT INTO t VALUES (CAST(x'fe' AS TEXT))")
