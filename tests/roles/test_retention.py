@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.clocks import HandClock
 from tests.dated import Dated
@@ -556,7 +556,12 @@ async def test_a_reader_anywhere_in_the_log_never_takes_a_deleted_epoch_for_the_
 # -- random histories -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a smaller seed is no simpler history
+)
 @given(seed=st.integers(0, 2**32))
 def test_random_histories_lose_nothing_that_is_young_or_pinned(seed: int) -> None:
     asyncio.run(random_history(seed))
