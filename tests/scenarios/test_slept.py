@@ -22,14 +22,19 @@ Retire = Callable[[Store, Actor], Awaitable[int]]
 """Deletes what is before the newest snapshot. Returns its epoch."""
 
 
-async def at_once(store: Store, leader: Actor) -> int:
-    """Sooner than retention would: the fence has lapsed all the same."""
+async def retire_behind_snapshot(store: Store) -> int:
+    """Delete what is before the newest snapshot, at once. Returns its epoch."""
     found = await survey_all(store)
     keep = epoch_of(found.snapshots[0])
     await store.put(names.LAST_RETAINED, names.marker(keep))
     old = [info.key for info in found.epochs if epoch_of(info) < keep]
     await store.delete(old + [info.key for info in found.snapshots[1:]])
     return keep
+
+
+async def at_once(store: Store, leader: Actor) -> int:
+    """Sooner than retention would: the fence has lapsed all the same."""
+    return await retire_behind_snapshot(store)
 
 
 async def by_retention(store: Store, leader: Actor) -> int:
