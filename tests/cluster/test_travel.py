@@ -139,7 +139,7 @@ async def test_the_past_is_read_like_the_present(g: Group) -> None:
     node, writer = await written(g, 6, max_read_age=0.2)
     epoch = sorted(writer.rows)[2]
     async with node.at(epoch) as past:
-        named = await past.read("SELECT ?1 AS a", (7,), row_factory=sqlite3.Row)
+        named = await past.read("SELECT ? AS a", (7,), row_factory=sqlite3.Row)
         assert named[0]["a"] == 7
         for sql in ("DELETE FROM t", "ATTACH 'x' AS x", "PRAGMA journal_mode = DELETE"):
             with pytest.raises(NotAllowed):

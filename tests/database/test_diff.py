@@ -79,13 +79,13 @@ STEPS = st.lists(
 def step(db: sqlite3.Connection, table: str, kind: str, values: tuple[Any, ...]) -> None:
     name = quoted(table)
     sql = {
-        "insert": f"INSERT OR IGNORE INTO {name}(id, a, b) VALUES (?1, ?2, ?3)",
-        "replace": f"INSERT OR REPLACE INTO {name}(id, a, b) VALUES (?1, ?2, ?3)",
-        "update": f"UPDATE OR IGNORE {name} SET a = ?2, b = ?3 WHERE id IS ?1",
-        "delete": f"DELETE FROM {name} WHERE id IS ?1 OR (a IS ?2 AND b IS ?3)",
+        "insert": f"INSERT OR IGNORE INTO {name}(id, a, b) VALUES (:id, :a, :b)",
+        "replace": f"INSERT OR REPLACE INTO {name}(id, a, b) VALUES (:id, :a, :b)",
+        "update": f"UPDATE OR IGNORE {name} SET a = :a, b = :b WHERE id IS :id",
+        "delete": f"DELETE FROM {name} WHERE id IS :id OR (a IS :a AND b IS :b)",
     }[kind]
     with suppress(sqlite3.IntegrityError):  # a type that the table does not take
-        db.execute(sql, values)
+        db.execute(sql, dict(zip(("id", "a", "b"), values, strict=True)))
 
 
 def exact(row: tuple[Any, ...]) -> tuple[Any, ...]:
