@@ -19,6 +19,7 @@ from littlebigcluster import CorruptLog, DeadlineExceeded, LbcError, Node, NotAl
 from littlebigcluster.cluster import travel
 from littlebigcluster.database import Replica
 from littlebigcluster.epochs import names
+from littlebigcluster.roles import Restored
 from tests.cluster.group import Group, eventually, group
 from tests.scenarios.stage import Gate, memory
 
@@ -319,7 +320,9 @@ async def test_a_full_disk_leaves_nothing(
     last = max(writer.rows)
     await node.epoch.until(lambda epoch: epoch >= last, timeout=20)
 
-    def full(*_: Any, **__: Any) -> Any:
+    def full(*arguments: Any, **__: Any) -> Any:
+        if isinstance(arguments[0], Restored):
+            arguments[0].replica.close()  # as `fold` does, first of all
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:

@@ -158,8 +158,15 @@ async def restore_at(
     told how many bytes have been read, and of how many. Retention leaves what is needed alone meanwhile, unless the
     store lets this process only read. Raises NotRetained, CorruptLog, FormatTooNew, StoreUnavailable, OSError.
     """
-    async with _held(store, epoch, clock=clock):
-        return await _restore_at(store, identity, directory, found, epoch, clock=clock, on_bytes=on_bytes)
+    made: list[Restored] = []
+    try:
+        async with _held(store, epoch, clock=clock):
+            made.append(await _restore_at(store, identity, directory, found, epoch, clock=clock, on_bytes=on_bytes))
+    except BaseException:
+        for restored in made:  # cancelled while the pin was being removed
+            restored.replica.close()
+        raise
+    return made[0]
 
 
 @contextlib.asynccontextmanager
