@@ -27,8 +27,20 @@ def db() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+_copies: list[sqlite3.Connection] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_copies() -> Iterator[None]:
+    yield
+    while _copies:
+        _copies.pop().close()
+
+
 def copied(db: sqlite3.Connection) -> sqlite3.Connection:
+    """Open until the end of the test."""
     copy = sqlite3.connect(":memory:", isolation_level=None)
+    _copies.append(copy)
     db.backup(copy)
     return copy
 

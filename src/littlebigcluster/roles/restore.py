@@ -352,7 +352,7 @@ async def _former(store: Store, identity: Identity, directory: Path, *, clock: C
 
 
 async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) -> Restored | None:
-    replica = await asyncio.to_thread(Replica.open, path, clock=clock)
+    replica = await carried_through(asyncio.to_thread(Replica.open, path, clock=clock), undo=Replica.close)
     try:
         system = replica.system()
         epoch = int(system["epoch"])
