@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from types import TracebackType
@@ -79,6 +80,9 @@ class _Job(_Use):
             self._future.set_exception(error)
         else:
             self._future.set_result(value)
+
+
+_Inbox = SimpleQueue[_Job | None]
 
 
 class _Reader:
@@ -194,7 +198,11 @@ class Readers:
         self._max_age = max_read_age
         self._clock = clock or Clock()
         self._closed = threading.Event()
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._hand_over = threading.Lock()
+        self._waiting: deque[_Job] = deque()
+        self._resting: list[_Inbox] = []
+        """Of the threads that have nothing to do: the last one to rest is the first to work, its caches are warm."""
+        # Invariant, under `_hand_over`: while a thread rests, nothing waits.
         self._idle: list[_Reader] = []
         self._lent: dict[_Reader, None] = {}
         self._serving = [_Reader(connect) for _ in range(threads)]
@@ -234,9 +242,10 @@ class Readers:
 
     async def close(self, *, timeout: float) -> bool:
         """End all reads, and close the connections; False if one is still held after `timeout` seconds."""
-        if not self._closed.is_set():
+        with self._hand_over:
             self._closed.set()
-            self._queue.put(None)
+            while self._resting:
+                self._resting.pop().put(None)
         held = [(reader, reader.use) for reader in [*self._serving, *self._lent]]
         for reader, use in held:
             reader.expire(use, SnapshotExpired(_CLOSED))
@@ -257,7 +266,11 @@ class Readers:
         loop = asyncio.get_running_loop()
         job = _Job(work, loop.create_future())
         timer = loop.call_later(timeout, job.expire, timeout)
-        self._queue.put(job)
+        with self._hand_over:
+            if self._resting:
+                self._resting.pop().put(job)
+            else:
+                self._waiting.append(job)
         try:
             return await job._future
         except asyncio.CancelledError as error:
@@ -266,8 +279,19 @@ class Readers:
         finally:
             timer.cancel()
 
+    def _next(self, inbox: _Inbox) -> _Job | None:
+        """What a thread does next; None at the end."""
+        with self._hand_over:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._closed.is_set():
+                return None
+            self._resting.append(inbox)
+        return inbox.get()
+
     def _serve(self, reader: _Reader) -> None:
-        while (job := self._queue.get()) is not None:
+        inbox = _Inbox()
+        while (job := self._next(inbox)) is not None:
             if job.stop is not None:
                 continue
             job.ends_at = self._clock.monotonic() + self._max_age
@@ -286,7 +310,6 @@ class Readers:
                     error = reader.translate(raised)
             reader.release()
             job.finish(value, error)
-        self._queue.put(None)  # for the next thread
         reader.close()
         self._serving.remove(reader)
 
