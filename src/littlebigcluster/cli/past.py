@@ -45,6 +45,8 @@ async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
     for finding in verified.findings:
         text.show(text.printable(f"{finding.object}: {finding.problem}"))
     counted = f"{text.count(verified.epochs, 'epoch')}, {text.count(verified.snapshots, 'snapshot')}"
+    if verified.merged:
+        counted += f", {text.count(verified.merged, 'merged object')}"
     how = "each epoch replayed" if deep else "hashes, chain and snapshots"
     state = text.count(len(verified.findings), "fault") if verified.findings else "all is well"
     text.show(f"{counted}, {text.size(verified.size_bytes)} checked ({how}): {state}")

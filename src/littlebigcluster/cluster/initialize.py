@@ -115,7 +115,7 @@ async def _check_vacant(store: Store) -> None:
             else AlreadyInitialized(str(unfinished(store, identity)))
         )
     for info in await store.list(names.DIRECTORY):
-        if names.parse(info.key) or names.parse_authority(info.key):
+        if names.parse(info.key) or names.parse_merged(info.key) or names.parse_authority(info.key):
             raise AlreadyInitialized(
                 f"{store.url} holds {info.key} of a former cluster; delete it, or use another prefix"
             )

@@ -30,6 +30,7 @@ from littlebigcluster.epochs import (
     read_metadata,
     retained,
     survey,
+    survey_after,
     survey_all,
     unfinished,
 )
@@ -60,7 +61,7 @@ class Status:
     snapshot_epoch: int
     snapshot_bytes: int
     log_epochs: int
-    """Epochs after the snapshot: what a join fetches besides it."""
+    """Epochs after the snapshot: what a join fetches besides it, merged where they are."""
     log_bytes: int
     database_bytes: int
     beacon: Beacon | None
@@ -180,7 +181,7 @@ async def history(
         infos = (await survey_all(store)).epochs
     else:
         head = (await survey(store)).head
-        infos = (await _epochs_after(store, max(0, head - limit)))[-limit:]
+        infos = (await survey_after(store, max(0, head - limit))).epochs[-limit:]
     async for entry in _entries(store, infos):
         yield entry
     at = epoch_of(infos[-1]) if infos else (await survey(store)).head
@@ -189,7 +190,7 @@ async def history(
         if await store.get_range(names.wal(at + 1), 0, 1) is None:
             await asyncio.sleep(_FOLLOW_SECONDS)
             continue
-        async for entry in _entries(store, await _epochs_after(store, at)):
+        async for entry in _entries(store, (await survey_after(store, at)).epochs):
             yield entry
             at = entry.metadata.epoch
 
@@ -204,11 +205,6 @@ async def _from(store: Store, found: Survey, since: Point, *, clock: Clock) -> i
         if too_old:
             return oldest
         raise
-
-
-async def _epochs_after(store: Store, epoch: int) -> list[ObjectInfo]:
-    listed = await store.list(names.LOG_PREFIX, start_after=names.wal(epoch))
-    return [info for info in listed if info.key.endswith(".wal")]
 
 
 async def _entries(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[LogEntry]:

@@ -6,17 +6,20 @@ import asyncio
 import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster.verify_merged import MergedCheck, problem
 from littlebigcluster.database import Replica, StateMismatch
 from littlebigcluster.epochs import (
     Entry,
     Identity,
     Position,
+    Span,
     Survey,
     check_follows,
     epoch_of,
@@ -56,6 +59,8 @@ class Verified:
     restorable: list[tuple[int, int]]
     """From which to which epoch every one can be restored."""
     deep: bool
+    merged: int = 0
+    """Objects that hold many epochs as one."""
 
 
 async def verify(
@@ -73,8 +78,8 @@ async def verify(
     """
     identity, _ = await read_identity(store, expected_id=expected_id)
     found = await retained(store)
-    size_bytes = sum(info.size_bytes for info in found.snapshots + found.epochs)
-    total = size_bytes + deep * sum(info.size_bytes for info in found.epochs)
+    size_bytes = sum(info.size_bytes for info in found.snapshots + found.epochs + found.merged)
+    total = size_bytes + deep * sum(info.size_bytes for info in found.epochs + found.merged)
     done = 0
 
     def count(more: int) -> None:
@@ -85,11 +90,20 @@ async def verify(
     check = _Check(store, identity, found, clock=clock, count=count)
     await check.strangers()
     await check.epochs()
+    await check.merged.hashes()
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
         await check.snapshots(Path(directory), integrity_of_all=deep)
         if deep:
             await check.replay(Path(directory))
-    return Verified(check.findings(), len(found.epochs), len(found.snapshots), size_bytes, check.restorable(), deep)
+    return Verified(
+        check.findings(),
+        len(found.epochs),
+        len(found.snapshots),
+        size_bytes,
+        check.restorable(),
+        deep,
+        merged=len(found.merged),
+    )
 
 
 class _Check:
@@ -101,6 +115,7 @@ class _Check:
         self._store, self._identity, self._found, self._clock, self._count = store, identity, found, clock, count
         self._oldest_first = found.snapshots[::-1]
         self._first = epoch_of(self._oldest_first[0]) if found.snapshots else 0
+        self.merged = MergedCheck(store, identity.cluster_id, found.merged, count=count)
         self._strange: list[Finding] = []
         self._bad_epochs: dict[int, str] = {}
         self._bad_snapshots: dict[int, str] = {}
@@ -110,7 +125,8 @@ class _Check:
     async def strangers(self) -> None:
         """Objects that nothing here has made."""
         for info in await self._store.list(names.DIRECTORY):
-            if names.parse(info.key) is None and not _KNOWN.fullmatch(info.key.removeprefix(names.DIRECTORY)):
+            known = names.parse(info.key) or names.parse_merged(info.key)
+            if not known and not _KNOWN.fullmatch(info.key.removeprefix(names.DIRECTORY)):
                 self._strange.append(Finding(info.key, "this is no name of anything; who has put it there?"))
 
     async def epochs(self) -> None:
@@ -130,6 +146,7 @@ class _Check:
                 self._bad_epochs[epoch], at = f"expected {error.expected}", None
                 continue
             at = Position(epoch, entry.metadata.term, entry.sha256)
+            self.merged.saw(entry)
             if epoch in wanted:
                 self._states[epoch] = entry.sha256, entry.metadata.state_checksum
 
@@ -152,7 +169,7 @@ class _Check:
                     self._store, self._identity, info, directory, clock=self._clock, on_bytes=self._count
                 )
             except (CorruptLog, FormatTooNew) as error:
-                self._bad_snapshots[epoch] = _problem(error)
+                self._bad_snapshots[epoch] = problem(error)
                 continue
             try:
                 sha256, state = self._states.get(epoch, (metadata.previous_sha256, metadata.state_checksum))
@@ -183,12 +200,14 @@ class _Check:
         try:
             replica = await from_snapshot(self._first)
             async for epoch, entry in self._entries(self._first + 1):
+                if replica is not None:
+                    await self.merged.replay(replica, epoch)
                 if replica is not None and not isinstance(entry, str) and epoch not in self._bad_epochs:
                     try:
                         await asyncio.to_thread(apply_entry, replica, entry)
                         continue
                     except (CorruptLog, StateMismatch, FormatTooNew) as error:
-                        self._bad_epochs[epoch] = f"it cannot be applied: {_problem(error)}"
+                        self._bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
                 if replica is not None:
                     await _drop(replica)
                 replica = await from_snapshot(epoch)
@@ -211,7 +230,7 @@ class _Check:
         try:
             entry = await read_epoch(self._store, epoch)
         except (CorruptLog, FormatTooNew) as error:
-            return _problem(error)
+            return problem(error)
         self._count(entry.size_bytes)
         return entry
 
@@ -219,21 +238,33 @@ class _Check:
         """All of them, in the order of the log."""
         bad = [Finding(names.snapshot(epoch), problem) for epoch, problem in self._bad_snapshots.items()]
         bad += [Finding(names.wal(epoch), problem) for epoch, problem in self._bad_epochs.items()]
+        bad += [Finding(span.name, problem) for span, problem in self.merged.bad.items()]
         return sorted(bad, key=lambda finding: finding.object) + self._strange
 
     def restorable(self) -> list[tuple[int, int]]:
-        """Runs of epochs, each reached from a sound snapshot over sound epochs."""
+        """Runs of epochs, each reached from a sound snapshot over sound epochs, or merged ones."""
         sound = {epoch_of(info) for info in self._oldest_first} - self._bad_snapshots.keys()
-        return runs(self._first, self._found.head, sound, self._bad_epochs)
+        return runs(self._first, self._found.head, sound, self._bad_epochs, self.merged.sound())
 
 
-def runs(first: int, head: int, snapshots: Iterable[int], bad_epochs: Iterable[int]) -> list[tuple[int, int]]:
-    """From where to where epochs can be restored, if these snapshots are sound and these epochs are not."""
+def runs(
+    first: int, head: int, snapshots: Iterable[int], bad_epochs: Iterable[int], merged: Iterable[Span] = ()
+) -> list[tuple[int, int]]:
+    """From where to where epochs can be restored, if these snapshots and merged objects are sound and these epochs are
+    not. Merged epochs lead to the epoch after them. A restore begins at the newest sound snapshot and nowhere else."""
     starts, bad = set(snapshots), set(bad_epochs)
+    bridges: defaultdict[int, list[Span]] = defaultdict(list)
+    for span in merged:
+        bridges[span.first].append(span)
+    landings: set[int] = set()
     found: list[tuple[int, int]] = []
     reached = False
     for epoch in range(first, head + 1):
-        reached = epoch in starts or (reached and epoch not in bad)
+        if reached:
+            landings.update(span.last + 1 for span in bridges.get(epoch, ()))
+        if epoch in starts:
+            landings.clear()
+        reached = epoch in starts or ((reached or epoch in landings) and epoch not in bad)
         if reached and found and found[-1][1] == epoch - 1:
             found[-1] = (found[-1][0], epoch)
         elif reached:
@@ -249,9 +280,3 @@ def _integrity(replica: Replica) -> str:
 async def _drop(replica: Replica) -> None:
     await asyncio.to_thread(replica.close)
     await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)
-
-
-def _problem(error: Exception) -> str:
-    if isinstance(error, CorruptLog):
-        return f"expected {error.expected}" + (f" (at byte {error.offset})" if error.offset is not None else "")
-    return str(error)

@@ -4,6 +4,7 @@ from littlebigcluster.database.checksum import StateChecksum
 from littlebigcluster.database.diff import Counts, Diff, RowChange, TableDiff, diff
 from littlebigcluster.database.guards import read_guard
 from littlebigcluster.database.initial import write_initial_database
+from littlebigcluster.database.merging import Merging
 from littlebigcluster.database.pages import PageSource
 from littlebigcluster.database.pending import Batch, Done, Pending
 from littlebigcluster.database.plain import copy_plain, make_plain
@@ -22,6 +23,7 @@ __all__ = [
     "Counts",
     "Diff",
     "Done",
+    "Merging",
     "PageSource",
     "Pending",
     "Primary",

@@ -1,8 +1,9 @@
 """What lies in the bucket: names, format, the log, snapshots."""
 
 from littlebigcluster.epochs.codec import Entry
-from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows
-from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, Metadata
+from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows, check_link
+from littlebigcluster.epochs.merged import Span, complete, end_of, fetch_merged, read_merged, span_of, steps
+from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, MergedMetadata, Metadata
 from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, moment, retained
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.epochs.survey import (
@@ -12,6 +13,7 @@ from littlebigcluster.epochs.survey import (
     read_identity,
     read_metadata,
     survey,
+    survey_after,
     survey_all,
     unfinished,
 )
@@ -27,21 +29,31 @@ __all__ = [
     "Leader",
     "Log",
     "Lost",
+    "MergedMetadata",
     "Metadata",
     "Point",
     "Position",
+    "Span",
     "Survey",
     "check_follows",
+    "check_link",
+    "complete",
+    "end_of",
     "epoch_of",
+    "fetch_merged",
     "find_epoch",
     "in_order",
     "metadata_of",
     "moment",
     "read_all_metadata",
     "read_identity",
+    "read_merged",
     "read_metadata",
     "retained",
+    "span_of",
+    "steps",
     "survey",
+    "survey_after",
     "survey_all",
     "unfinished",
 ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from littlebigcluster.epochs.metadata import Metadata
+from littlebigcluster.epochs.metadata import MergedMetadata, Metadata
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.settings import Compression
 
@@ -122,7 +122,8 @@ def decode_header(prefix: bytes, *, name: str) -> tuple[Metadata, int]:
         value = json.loads(text)
     except ValueError as error:
         raise CorruptLog(name, f"metadata in JSON ({error})", offset=HEADER.size) from error
-    return Metadata.from_json(value, name=name), end
+    merged = isinstance(value, dict) and value.get("kind") == "merged"
+    return (MergedMetadata if merged else Metadata).from_json(value, name=name), end
 
 
 def decode(body: bytes, *, name: str) -> Entry:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.codec import Entry
+from littlebigcluster.epochs.metadata import Metadata
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
 from littlebigcluster.store import Mine, Resolution, Store, Theirs, Unresolved, put_if_absent
 from littlebigcluster.store.retry import backoff_seconds
@@ -252,6 +253,11 @@ def check_follows(entry: Entry, at: Position, *, cluster_id: str) -> None:
         raise CorruptLog(name, f'an epoch of cluster "{cluster_id}", found one of "{metadata.cluster_id}"')
     if metadata.epoch != at.epoch + 1:
         raise CorruptLog(name, f"epoch {at.epoch + 1}, found {metadata.epoch}")
+    check_link(metadata, at, name=name)
+
+
+def check_link(metadata: Metadata, at: Position, *, name: str) -> None:
+    """Raises CorruptLog unless the object of this name, an epoch or merged ones, is chained to the one `at`."""
     if metadata.previous_sha256 != at.sha256:
         raise CorruptLog(
             name,

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, Self
 from uuid import UUID
 
+from littlebigcluster.epochs import names
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.settings import ClusterSettings, Compression
 
@@ -36,7 +37,7 @@ class Leader:
 class Metadata:
     """What is known of an object of the log without its content. Field names are those of the stored JSON."""
 
-    kind: Literal["wal", "db"]
+    kind: Literal["wal", "db", "merged"]
     cluster_id: str
     epoch: int
     term: int
@@ -66,6 +67,11 @@ class Metadata:
     compression: Compression
     format_version: int = FORMAT_VERSION
 
+    @property
+    def name(self) -> str:
+        """Of the object that this stands in."""
+        return names.wal(self.epoch) if self.kind == "wal" else names.snapshot(self.epoch)
+
     def to_json(self) -> dict[str, Any]:
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         value["leader"] = self.leader.to_json() if self.leader else None
@@ -88,6 +94,25 @@ class Metadata:
             return cls(**known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptLog(name, f"complete metadata ({error!r})", offset=8) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedMetadata(Metadata):
+    """That of merged epochs: of `epoch`, the last one, but for what is told here. It is a function of the epochs, so
+    that it does not matter who merges them, when, or how often.
+
+    `transactions` is the sum, `min_sqlite_version` the highest of all; `nonce` is the beginning of `last_sha256`.
+    """
+
+    first_epoch: int
+    """`previous_sha256` is what this one has."""
+    last_sha256: str
+    """Of the whole object of the last epoch: what the epoch after it has as `previous_sha256`."""
+
+    @property
+    def name(self) -> str:
+        """Of the object that this stands in."""
+        return names.merged(self.first_epoch, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ AUTHORITIES = DIRECTORY + "ca/"
 PINS = DIRECTORY + "pins/"
 
 LOG_PREFIX = DIRECTORY + "0"
-"""What all snapshots and epochs begin with (below epoch 10**19), and nothing else: for listing."""
+"""What snapshots, epochs and merged epochs begin with (below epoch 10**19), and nothing else: for listing."""
 
 MAX_EPOCH = 10**19 - 1
 
 _LOG_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})\.(wal|db)")
+_MERGED_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})-([0-9]{20})\.wal")
 
 
 def wal(epoch: int) -> str:
@@ -36,6 +37,18 @@ def parse(name: str) -> tuple[str, int] | None:
     """("wal" or "db", epoch) for a name of the log, None for any other."""
     match = _LOG_NAME.fullmatch(name)
     return (match[2], int(match[1])) if match else None
+
+
+def merged(first: int, last: int) -> str:
+    """The name of the object that holds the epochs from `first` to `last` as one. It sorts right before what belongs
+    to `first`."""
+    return f"{DIRECTORY}{_digits(first)}-{_digits(last)}.wal"
+
+
+def parse_merged(name: str) -> tuple[int, int] | None:
+    """The first and the last epoch that the object of this name holds as one, None for any other name."""
+    match = _MERGED_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
 
 
 def authority(number: int) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import names
+from littlebigcluster.epochs.merged import span_of
 from littlebigcluster.epochs.metadata import Metadata
 from littlebigcluster.epochs.survey import Survey, epoch_of, read_metadata, survey_all
 from littlebigcluster.errors import NotRetained
@@ -22,7 +23,8 @@ async def retained(store: Store) -> Survey:
     found = await survey_all(store)
     snapshots = [info for info in found.snapshots if epoch_of(info) >= oldest]
     first = epoch_of(snapshots[-1]) if snapshots else oldest
-    return Survey(snapshots, [info for info in found.epochs if epoch_of(info) >= first])
+    epochs = [info for info in found.epochs if epoch_of(info) >= first]
+    return Survey(snapshots, epochs, [info for info in found.merged if span_of(info).first > first])
 
 
 async def find_epoch(store: Store, found: Survey, point: Point, *, clock: Clock) -> int:

@@ -6,11 +6,12 @@ All dates are the store's (`ObjectInfo.last_modified`), the present moment too: 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from littlebigcluster.epochs import names
+from littlebigcluster.epochs.merged import Span, span_of
 from littlebigcluster.store import ObjectInfo
 
 KEEP_ALL = timedelta(hours=6)
@@ -44,6 +45,8 @@ class Holdings:
     """Epochs in front of the log: what a deletion has left, and orphans of creates that came too late."""
     begin: int
     """The log goes on after this epoch."""
+    merged: list[Span] = field(default_factory=list)
+    """What is in the merged objects: no part of the log, and no proof of one."""
 
     @property
     def head(self) -> int:
@@ -54,12 +57,15 @@ def holdings(listing: Iterable[ObjectInfo], *, now: datetime, marker: int) -> Ho
     """`listing` is sorted; `marker` is what `.last_retained` says."""
     epochs: list[Dated] = []
     snapshots: list[Dated] = []
+    merged: list[Span] = []
     for info in listing:
         match names.parse(info.key):
             case ("wal", epoch):
                 epochs.append(Dated(epoch, info.last_modified))
             case ("db", epoch):
                 snapshots.append(Dated(epoch, info.last_modified))
+            case _ if names.parse_merged(info.key):
+                merged.append(span_of(info))
     begin = marker
     if snapshots and all(snapshot.epoch != marker for snapshot in snapshots):
         # Damaged, or lowered by a late PUT: then the log is what hangs together with the oldest snapshot.
@@ -67,7 +73,7 @@ def holdings(listing: Iterable[ObjectInfo], *, now: datetime, marker: int) -> Ho
         while begin in present:
             begin -= 1
     log = [each for each in epochs if each.epoch > begin]
-    return Holdings(now, snapshots, log, [each.epoch for each in epochs if each.epoch <= begin], begin)
+    return Holdings(now, snapshots, log, [each.epoch for each in epochs if each.epoch <= begin], begin, merged)
 
 
 def first_gap(found: Holdings, head: int) -> int | None:
@@ -90,11 +96,14 @@ def candidates(found: Holdings, retention_seconds: float, pinned: Iterable[int])
 
 
 def below(found: Holdings, keep_from: int) -> list[str]:
-    """The names of all snapshots and epochs below `keep_from`, oldest first."""
+    """The names of all snapshots and epochs below `keep_from`, oldest first, and of what is merged and begins there or
+    at `keep_from` itself: who restores begins at a snapshot that stays, and so with a later epoch."""
+    merged = [(span.first, span.name) for span in found.merged if span.first <= keep_from]
     snapshots = [(each.epoch, names.snapshot(each.epoch)) for each in found.snapshots if each.epoch < keep_from]
     epochs = [each.epoch for each in found.epochs if each.epoch < keep_from]
     strays = [epoch for epoch in found.strays if epoch < keep_from]
-    return [name for _, name in sorted(snapshots + [(epoch, names.wal(epoch)) for epoch in strays + epochs])]
+    singles = [(epoch, names.wal(epoch)) for epoch in strays + epochs]
+    return [name for _, name in sorted(merged + snapshots + singles)]
 
 
 def thinned(found: Holdings, keep_from: int, pinned: Iterable[int]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.metadata import Identity, Metadata
@@ -14,10 +14,15 @@ from littlebigcluster.store import ObjectInfo, Store
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The snapshots, newest first, and the epochs, oldest first, that a listing showed."""
+    """What a listing showed."""
 
     snapshots: list[ObjectInfo]
+    """Newest first."""
     epochs: list[ObjectInfo]
+    """Oldest first."""
+    merged: list[ObjectInfo] = field(default_factory=list)
+    """Objects that hold several epochs as one; by their first, oldest first. None of them proves that an epoch exists,
+    and nobody has to believe in one: the epochs are there too."""
 
     @property
     def head(self) -> int:
@@ -76,15 +81,23 @@ async def survey_all(store: Store) -> Survey:
     return await _listing(store, start_after="")
 
 
+async def survey_after(store: Store, epoch: int) -> Survey:
+    """What comes after `epoch`. Raises StoreUnavailable."""
+    return await _listing(store, start_after=names.wal(epoch))
+
+
 async def _listing(store: Store, *, start_after: str) -> Survey:
-    snapshots, epochs = [], []
+    found = Survey([], [], [])
     for info in await store.list(names.LOG_PREFIX, start_after=start_after):
         match names.parse(info.key):
             case ("db", _):
-                snapshots.append(info)
+                found.snapshots.append(info)
             case ("wal", _):
-                epochs.append(info)
-    return Survey(snapshots[::-1], epochs)
+                found.epochs.append(info)
+            case _ if names.parse_merged(info.key):
+                found.merged.append(info)
+    found.snapshots.reverse()
+    return found
 
 
 async def read_metadata(store: Store, name: str) -> Metadata:

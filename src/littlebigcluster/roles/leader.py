@@ -27,6 +27,7 @@ from littlebigcluster.errors import (
     StoreUnavailable,
     plain_errors,
 )
+from littlebigcluster.roles.compactor import Compactor
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.retention import Retention
@@ -136,16 +137,13 @@ class Leadership:
             snapshotter = Snapshotter(
                 self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
             )
-            retention = Retention(
-                self._store,
-                self._local,
-                seconds(self._settings.retention),
-                make_snapshot=snapshotter.make,
-                clock=self._clock,
-            )
+            kept = seconds(self._settings.retention)
+            retention = Retention(self._store, self._local, kept, make_snapshot=snapshotter.make, clock=self._clock)
+            compactor = Compactor(self._store, self._local, self._identity.settings.compression)
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
-                    background = [group.create_task(run()) for run in (snapshotter.run, retention.run, self._show_life)]
+                    loops = (snapshotter.run, compactor.run, retention.run, self._show_life)
+                    background = [group.create_task(run()) for run in loops]
                     await self._lead()
                     for task in background:
                         task.cancel()

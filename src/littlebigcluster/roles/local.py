@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import PageSource, Readers, Replica, Wal
 from littlebigcluster.epochs import Entry, Identity, Log, Metadata, Position
-from littlebigcluster.roles.restore import DROPPED, Restored, SinceSnapshot, apply_entry, restore
+from littlebigcluster.roles.catch_up import Restored, SinceSnapshot, apply_entry
+from littlebigcluster.roles.restore import DROPPED, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
 from littlebigcluster.watch import Watch

@@ -9,30 +9,29 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.database import Replica, StateChecksum, StateMismatch, WalError, check_sqlite_version, parse
+from littlebigcluster.database import Replica, StateChecksum, check_sqlite_version
 from littlebigcluster.epochs import (
-    Entry,
     Identity,
     Metadata,
     Position,
     Survey,
-    check_follows,
     codec,
     epoch_of,
-    in_order,
     names,
     snapshots,
     survey,
+    survey_after,
     survey_all,
     unfinished,
 )
 from littlebigcluster.epochs.pins import pinned
 from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
+from littlebigcluster.roles.catch_up import Count, OnBytes, Restored, SinceSnapshot, Way, catch_up
 from littlebigcluster.store import ObjectInfo, Store
 
 logger = logging.getLogger(__name__)
@@ -42,55 +41,8 @@ T = TypeVar("T")
 DROPPED = "dropped"
 """A file of this name beside a replica says that nobody may use it any more."""
 
-_WINDOW = 16
 _MAX_CATCH_UP = 1000
 """A former copy further behind than this is not worth keeping; a snapshot is nearer."""
-
-
-@dataclass
-class SinceSnapshot:
-    """How much log there is after the newest snapshot: what a join has to fetch besides it."""
-
-    epoch: int
-    size_bytes: int
-    log_epochs: int = 0
-    log_bytes: int = 0
-
-    def add(self, size_bytes: int) -> None:
-        self.log_epochs += 1
-        self.log_bytes += size_bytes
-
-
-@dataclass
-class Restored:
-    """A replica and where in the log it stands."""
-
-    replica: Replica
-    position: Position
-    confirmed_at: float
-    """By `Clock.boottime`: when `position` was last known to be in the log."""
-    metadata: Metadata
-    """Of the newest object that went into the replica."""
-    since_snapshot: SinceSnapshot = field(default_factory=lambda: SinceSnapshot(0, 0))
-
-
-OnBytes = Callable[[int, int], None]
-"""Told how many bytes of the log have been read so far, and how many are to be read in all."""
-
-
-class _Count:
-    """Counts for an `OnBytes`."""
-
-    def __init__(self, on_bytes: OnBytes = lambda done, total: None) -> None:
-        self._on_bytes = on_bytes
-        self._done = self._total = 0
-
-    def begin(self, total: int) -> None:
-        self._done, self._total = 0, total
-
-    def add(self, size_bytes: int) -> None:
-        self._done += size_bytes
-        self._on_bytes(self._done, self._total)
 
 
 async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
@@ -108,18 +60,6 @@ async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], N
         raise
 
 
-def apply_entry(replica: Replica, entry: Entry) -> None:
-    """Apply an epoch that follows the replica's. Raises CorruptLog when its content is no epoch, StateMismatch,
-    FormatTooNew."""
-    check_sqlite_version(entry.metadata.min_sqlite_version)
-    try:
-        wal = parse(entry.raw, page_size=replica.page_size)
-    except WalError as error:
-        name = names.wal(entry.metadata.epoch)
-        raise CorruptLog(name, f"{error.expected} (in its content, at byte {error.offset})") from error
-    replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
-
-
 async def restore(store: Store, identity: Identity, directory: Path, *, clock: Clock, afresh: bool = False) -> Restored:
     """A replica at the head of the log, in `directory`. What a former node has left there is used if it is sound,
     and deleted if not; `afresh` does not look at it.
@@ -135,7 +75,8 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
     try:
         position = await position_of_snapshot(store, metadata)
         restored = Restored(replica, position, asked_at, metadata, SinceSnapshot(metadata.epoch, info.size_bytes))
-        await _catch_up(store, identity, restored, found.epochs)
+        way = Way(found)
+        await catch_up(store, restored, way, way.head, cluster_id=identity.cluster_id)
         return restored
     except BaseException:
         replica.close()
@@ -194,13 +135,14 @@ async def _restore_at(
     before = Survey(
         [info for info in found.snapshots if epoch_of(info) <= epoch],
         [info for info in found.epochs if epoch_of(info) <= epoch],
+        found.merged,
     )
-    count = _Count(on_bytes)
+    count = Count(on_bytes)
     metadata, replica, _ = await _newest_of(store, identity, before, directory, clock=clock, count=count)
     try:
         position = await position_of_snapshot(store, metadata)
         restored = Restored(replica, position, clock.boottime(), metadata, SinceSnapshot(metadata.epoch, 0))
-        await _catch_up(store, identity, restored, before.epochs, count=count)
+        await catch_up(store, restored, Way(before), epoch, cluster_id=identity.cluster_id, count=count)
         if restored.position.epoch != epoch:
             raise CorruptLog(names.wal(epoch), "an object, found none: the log has a hole")
         return restored
@@ -220,19 +162,20 @@ async def _newest_snapshot(
         tried = {info.key for info in found.snapshots}
         if tried.issuperset(info.key for info in everything.snapshots):
             raise
-        found.epochs[:] = everything.epochs
-        older = Survey([info for info in everything.snapshots if info.key not in tried], everything.epochs)
+        found.epochs[:], found.merged[:] = everything.epochs, everything.merged
+        older = replace(everything, snapshots=[info for info in everything.snapshots if info.key not in tried])
         return await _newest_of(store, identity, older, directory, clock=clock)
 
 
 async def _newest_of(
-    store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock, count: _Count | None = None
+    store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock, count: Count | None = None
 ) -> tuple[Metadata, Replica, ObjectInfo]:
     """The newest sound snapshot; a damaged one is passed over, and says so."""
     first_error: CorruptLog | None = None
-    count = count or _Count()
+    way = Way(found)
+    count = count or Count()
     for info in found.snapshots:
-        count.begin(info.size_bytes + sum(each.size_bytes for each in found.epochs if epoch_of(each) > epoch_of(info)))
+        count.begin(info.size_bytes + way.size_bytes(way.steps(epoch_of(info) + 1, way.head)))
         try:
             metadata, replica = await load_snapshot(store, identity, info, directory, clock=clock, on_bytes=count.add)
             return metadata, replica, info
@@ -302,40 +245,6 @@ async def position_of_snapshot(store: Store, metadata: Metadata) -> Position:
     return Position(0, metadata.term, hashlib.sha256(body).hexdigest())
 
 
-async def _catch_up(
-    store: Store, identity: Identity, restored: Restored, listed: list[ObjectInfo], *, count: _Count | None = None
-) -> None:
-    """Fetch the listed epochs after the replica's concurrently and apply them in order."""
-    first = restored.position.epoch + 1
-    last = max((epoch_of(info) for info in listed), default=0)
-    reads = (read_epoch(store, epoch) for epoch in range(first, last + 1))
-    async for entry in in_order(reads, window=_WINDOW):
-        check_follows(entry, restored.position, cluster_id=identity.cluster_id)
-        await asyncio.to_thread(_apply_restoring, restored.replica, entry)
-        restored.position = Position(entry.metadata.epoch, entry.metadata.term, entry.sha256)
-        restored.metadata = entry.metadata
-        restored.since_snapshot.add(entry.size_bytes)
-        if count is not None:
-            count.add(entry.size_bytes)
-
-
-def _apply_restoring(replica: Replica, entry: Entry) -> None:
-    try:
-        apply_entry(replica, entry)
-    except StateMismatch as error:
-        name = names.wal(entry.metadata.epoch)
-        raise CorruptLog(name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
-
-
-async def read_epoch(store: Store, epoch: int) -> Entry:
-    """One epoch, its content checked against its own hashes. Raises CorruptLog, FormatTooNew, StoreUnavailable."""
-    name = names.wal(epoch)
-    body = await store.get(name)
-    if body is None:
-        raise CorruptLog(name, "an object, found none: the log has a hole")
-    return codec.decode(body, name=name)
-
-
 async def _former(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored | None:
     """The copy that a former node has left, caught up; None when there is none that can be trusted."""
     result = None
@@ -368,15 +277,15 @@ async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) 
         newest = epoch_of(found.snapshots[0]) if found.snapshots else 0
         if found.head - epoch > _MAX_CATCH_UP and newest > epoch:
             raise CorruptLog(str(path), f"an epoch near the head {found.head}, found {epoch}")
-        listed = await store.list(names.LOG_PREFIX, start_after=names.wal(epoch))
-        epochs = [info for info in listed if info.key.endswith(".wal")]
-        if epochs and epoch_of(epochs[0]) != epoch + 1:
+        later = await survey_after(store, epoch)
+        if later.epochs and epoch_of(later.epochs[0]) != epoch + 1:
             raise CorruptLog(names.wal(epoch + 1), "the epoch after the local copy's")
         size = found.snapshots[0].size_bytes if found.snapshots else 0
         since = SinceSnapshot(newest, size, log_epochs=max(0, epoch - newest))
         position = Position(epoch, entry.metadata.term, entry.sha256)
         restored = Restored(replica, position, asked_at, entry.metadata, since)
-        await _catch_up(store, identity, restored, epochs)
+        way = Way(later)
+        await catch_up(store, restored, way, way.head, cluster_id=identity.cluster_id)
         return restored
     except BaseException:
         replica.close()

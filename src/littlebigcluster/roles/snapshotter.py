@@ -12,8 +12,8 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.database import PageSource
 from littlebigcluster.epochs import Metadata, Position, snapshots
 from littlebigcluster.errors import StoreUnavailable
+from littlebigcluster.roles.catch_up import SinceSnapshot
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import SinceSnapshot
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store
 

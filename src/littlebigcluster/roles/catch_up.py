@@ -1,0 +1,185 @@
+"""From one epoch of the log to a later one, by few objects where epochs are merged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from littlebigcluster.database import Replica, StateMismatch, WalError, check_sqlite_version, parse
+from littlebigcluster.epochs import (
+    Entry,
+    Metadata,
+    Position,
+    Span,
+    Survey,
+    check_follows,
+    check_link,
+    codec,
+    end_of,
+    epoch_of,
+    in_order,
+    names,
+    read_merged,
+    span_of,
+    steps,
+)
+from littlebigcluster.errors import CorruptLog, FormatTooNew
+from littlebigcluster.store import Store
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 16
+
+
+@dataclass
+class SinceSnapshot:
+    """How much log there is after the newest snapshot: what a join has to fetch besides it."""
+
+    epoch: int
+    size_bytes: int
+    log_epochs: int = 0
+    log_bytes: int = 0
+
+    def add(self, size_bytes: int, epochs: int = 1) -> None:
+        self.log_epochs += epochs
+        self.log_bytes += size_bytes
+
+
+@dataclass
+class Restored:
+    """A replica and where in the log it stands."""
+
+    replica: Replica
+    position: Position
+    confirmed_at: float
+    """By `Clock.boottime`: when `position` was last known to be in the log."""
+    metadata: Metadata
+    """Of the newest object that went into the replica."""
+    since_snapshot: SinceSnapshot = field(default_factory=lambda: SinceSnapshot(0, 0))
+
+
+OnBytes = Callable[[int, int], None]
+"""Told how many bytes of the log have been read so far, and how many are to be read in all."""
+
+
+class Count:
+    """Counts for an `OnBytes`."""
+
+    def __init__(self, on_bytes: OnBytes = lambda done, total: None) -> None:
+        self._on_bytes = on_bytes
+        self._done = self._total = 0
+
+    def begin(self, total: int) -> None:
+        """Count anew."""
+        self._done, self._total = 0, total
+
+    def expect(self, size_bytes: int) -> None:
+        """So much more is to be read."""
+        self._total += size_bytes
+
+    def add(self, size_bytes: int) -> None:
+        """So much more has been read."""
+        self._done += size_bytes
+        self._on_bytes(self._done, self._total)
+
+
+class Way:
+    """How to get on in the log that `found` shows. What turns out to be of no use is left aside from then on."""
+
+    def __init__(self, found: Survey) -> None:
+        self._sizes = {epoch_of(info): info.size_bytes for info in found.epochs}
+        self._merged = {span_of(info): info.size_bytes for info in found.merged}
+        self.head = max(self._sizes, default=0)
+
+    def steps(self, first: int, last: int) -> list[Span]:
+        """What to read, to get over these epochs."""
+        return steps(self._merged, first, last)
+
+    def avoid(self, span: Span) -> None:
+        """Do not go by this one again."""
+        del self._merged[span]
+
+    def size_bytes(self, way: Iterable[Span]) -> int:
+        """Of these objects."""
+        return sum(self._merged[step] if step in self._merged else self._sizes.get(step.first, 0) for step in way)
+
+
+async def catch_up(
+    store: Store, restored: Restored, way: Way, last: int, *, cluster_id: str, count: Count | None = None
+) -> None:
+    """Fetch what leads to the epoch `last`, several objects at once, and apply it in order. Merged epochs that do not
+    lead there are told of, and passed over: the epochs themselves are there too.
+
+    Raises CorruptLog, FormatTooNew, StoreUnavailable.
+    """
+    count = count or Count()
+    plan = way.steps(restored.position.epoch + 1, last)
+    reads = (_read(store, step, cluster_id) for step in plan)
+    async with contextlib.aclosing(in_order(reads, window=_WINDOW)) as entries:  # type: ignore[type-var]
+        for step in plan:
+            entry = await anext(entries)
+            size_bytes = way.size_bytes([step])
+            try:
+                if isinstance(entry, CorruptLog | FormatTooNew):
+                    raise entry
+                size_bytes = entry.size_bytes
+                await _take(restored, entry, step, cluster_id)
+            except (CorruptLog, FormatTooNew) as error:
+                if step.first == step.last:
+                    raise
+                logger.warning("passing over merged epochs: %s", error)
+                way.avoid(step)
+                count.expect(way.size_bytes(way.steps(step.first, step.last)))
+                await catch_up(store, restored, way, step.last, cluster_id=cluster_id, count=count)
+            count.add(size_bytes)
+
+
+async def _read(store: Store, step: Span, cluster_id: str) -> Entry | CorruptLog | FormatTooNew:
+    """What is wrong with the object is told when its turn comes."""
+    try:
+        if step.first < step.last:
+            return await read_merged(store, step, cluster_id=cluster_id)
+        return await read_epoch(store, step.first)
+    except (CorruptLog, FormatTooNew) as error:
+        return error
+
+
+async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -> None:
+    if step.first == step.last:
+        check_follows(entry, restored.position, cluster_id=cluster_id)
+    else:
+        check_link(entry.metadata, restored.position, name=step.name)
+    await asyncio.to_thread(_apply_restoring, restored.replica, entry, step)
+    restored.position, restored.metadata = end_of(entry), entry.metadata
+    restored.since_snapshot.add(entry.size_bytes, epochs=step.last - step.first + 1)
+
+
+def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> None:
+    try:
+        apply_entry(replica, entry, name=step.name)
+    except StateMismatch as error:
+        raise CorruptLog(step.name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
+
+
+def apply_entry(replica: Replica, entry: Entry, *, name: str | None = None) -> None:
+    """Apply what follows the replica's epoch. Raises CorruptLog when its content is no epoch, StateMismatch,
+    FormatTooNew."""
+    check_sqlite_version(entry.metadata.min_sqlite_version)
+    try:
+        wal = parse(entry.raw, page_size=replica.page_size)
+    except WalError as error:
+        name = name or names.wal(entry.metadata.epoch)
+        raise CorruptLog(name, f"{error.expected} (in its content, at byte {error.offset})") from error
+    replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
+
+
+async def read_epoch(store: Store, epoch: int) -> Entry:
+    """One epoch, its content checked against its own hashes. Raises CorruptLog, FormatTooNew, StoreUnavailable."""
+    name = names.wal(epoch)
+    body = await store.get(name)
+    if body is None:
+        raise CorruptLog(name, "an object, found none: the log has a hole")
+    return codec.decode(body, name=name)
