@@ -16,8 +16,10 @@ import pytest
 import xxhash
 
 import littlebigcluster as lbc
-from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, Metadata, names
+from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, MergedMetadata, Metadata, names
+from littlebigcluster.epochs.merged import FANOUT, LEVELS
 from littlebigcluster.epochs.pins import Pin
+from littlebigcluster.roles.compactor import MAX_MERGED_BYTES
 from littlebigcluster.roles.retention import STANDING_SECONDS
 from littlebigcluster.settings import Compression
 from tests.docs.documents import DOCS, blocks, code, section, table
@@ -52,6 +54,15 @@ def test_metadata_fields_are_those_of_the_code() -> None:
     assert field_names("Metadata") == [*names_of(Metadata), "check"]
 
 
+def test_metadata_of_merged_epochs_has_two_members_more() -> None:
+    assert names_of(MergedMetadata) == names_of(Metadata) + field_names("Merged epochs")[-2:]
+    assert set(field_names("Merged epochs")[:-2]) < set(names_of(Metadata))
+    told = section(FORMAT, "Merged epochs")
+    assert f"merge {FANOUT} epochs" in told
+    assert LEVELS == 3
+    assert f"{MAX_MERGED_BYTES >> 20} MiB of pages" in told
+
+
 def test_beacon_fields_are_those_of_the_code() -> None:
     assert field_names("Beacon") == names_of(Beacon)
 
@@ -71,6 +82,7 @@ def test_object_names_are_those_of_the_code() -> None:
     documented = {code(row["object"]) for row in table(FORMAT, "Objects") if "`" in row["object"]}
     made = {names.CLUSTER, names.LAST_SNAPSHOT, names.LAST_RETAINED, names.BEACON}
     made |= {name.replace(f"{7:020}", "N") for name in (names.snapshot(7), names.wal(7))}
+    made |= {names.merged(7, 8).replace(f"{7:020}", "N").replace(f"{8:020}", "M")}
     made |= {names.authority(7).replace(f"{7:020}", "N"), names.pin("NAME")}
     assert documented == made | {".lbc/probe-*"}
 
@@ -94,7 +106,12 @@ class Written:
 
     @property
     def epochs(self) -> list[Path]:
-        return sorted(self.log.glob("0*.wal"))
+        return sorted(path for path in self.log.glob("0*.wal") if "-" not in path.name)
+
+    @property
+    def merged(self) -> Path:
+        (path,) = self.log.glob("0*-*.wal")
+        return path
 
     @property
     def snapshots(self) -> list[Path]:
@@ -109,6 +126,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 async def write(store: Path, compression: Compression) -> Written:
     """A snapshot in the middle, epochs before and after it, two terms, the last one released."""
     cluster, log = lbc.Cluster(store), store / ".lbc"
+    first_merged = names.merged(1, FANOUT).removeprefix(names.DIRECTORY)
     await cluster.init("007", settings=lbc.ClusterSettings(compression=compression))
     settings = lbc.NodeSettings(epoch_interval=0, snapshot_epochs=5, leader_timeout=0.9)
     async with cluster.join(can_lead=True, az="AZ0", settings=settings) as node, asyncio.timeout(30):
@@ -116,7 +134,9 @@ async def write(store: Path, compression: Compression) -> Written:
         await node.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
         for number in range(5):
             await node.execute("INSERT INTO t VALUES (?, randomblob(30000))", (number,))
-        while not (log / ".beacon").exists() or not (log / ".last_snapshot").exists():  # noqa: ASYNC110
+        while node.epoch.value < FANOUT:
+            await node.execute("UPDATE t SET b = randomblob(300) WHERE a = 3")
+        while not all((log / name).exists() for name in (".beacon", ".last_snapshot", first_merged)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     async with cluster.join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node, asyncio.timeout(30):
         await node.wait_until_leader()
@@ -180,6 +200,45 @@ def test_hashes_and_the_chain_are_as_documented(written: Written) -> None:
     assert later
     for path in later:
         assert split(path)[0]["previous_sha256"] == sha256(path.with_suffix(".wal").read_bytes())
+
+
+def test_merged_epochs_are_as_documented(written: Written) -> None:
+    metadata, text, stored = split(written.merged)
+    own = {**field_types("Metadata"), **field_types("Merged epochs")}
+    check = own.pop("check")
+    assert list(metadata) == [*own, "check"]
+    for name, kind in (own | {"check": check}).items():
+        assert isinstance(metadata[name], TYPES[kind]), name
+    assert written.merged.name == f"{metadata['first_epoch']:020}-{metadata['epoch']:020}.wal"
+    first, *_, last = parts = written.epochs[metadata["first_epoch"] - 1 : metadata["epoch"]]
+    of_parts = [split(path)[0] for path in parts]
+    assert metadata["previous_sha256"] == split(first)[0]["previous_sha256"]
+    assert metadata["last_sha256"] == sha256(last.read_bytes())
+    assert metadata["last_sha256"] == split(written.epochs[metadata["epoch"]])[0]["previous_sha256"]
+    assert metadata["nonce"] == metadata["last_sha256"][:32]
+    assert metadata["transactions"] == sum(each["transactions"] for each in of_parts)
+    assert metadata["stored_xxh3"] == xxhash.xxh3_64_hexdigest(stored)
+    assert metadata["check"] == xxhash.xxh3_64_hexdigest(text[: text.rindex(b',"check":')])
+    told = {"kind", "pages", "raw_size_bytes", "raw_sha256", "stored_xxh3", "check", *field_types("Merged epochs")}
+    assert {name for name, value in of_parts[-1].items() if metadata[name] != value} <= told
+
+
+@pytest.mark.usefixtures("shell_tools")
+def test_merged_epochs_are_a_wal_that_leads_there(written: Written, tmp_path: Path) -> None:
+    """By SQLite alone, from the snapshot of epoch 0."""
+    if written.compression == "none":
+        raw, start = split(written.merged)[2], split(written.snapshots[0])[2]
+    else:
+        decompress = ["zstd", "-dcq"]
+        raw = subprocess.run([*decompress, written.merged], capture_output=True, check=True).stdout
+        start = subprocess.run([*decompress, written.snapshots[0]], capture_output=True, check=True).stdout
+    metadata, _, _ = split(written.merged)
+    assert raw[16:24] == bytes.fromhex(metadata["last_sha256"])[:8]
+    state = tmp_path / "state.db"
+    state.write_bytes(start)
+    state.with_name("state.db-wal").write_bytes(raw)
+    subprocess.run(["sqlite3", state, "PRAGMA wal_checkpoint(TRUNCATE)"], capture_output=True, check=True)
+    assert checksum(state.read_bytes(), metadata["page_size"]) == metadata["state_checksum"]
 
 
 def test_markers_are_as_documented(written: Written) -> None:

@@ -126,6 +126,17 @@ def test_names_are_twenty_digits_and_parse_back() -> None:
             names.wal(wrong)
 
 
+def test_merged_epochs_have_names_of_their_own_which_stand_where_the_first_one_begins() -> None:
+    assert names.merged(65, 128) == ".lbc/00000000000000000065-00000000000000000128.wal"
+    assert names.parse_merged(names.merged(65, 128)) == (65, 128)
+    assert names.parse(names.merged(65, 128)) is None
+    in_order = [names.wal(64), names.merged(65, 128), names.snapshot(65), names.wal(65), names.snapshot(66)]
+    assert in_order == sorted(in_order)
+    backwards = ".lbc/00000000000000000128-00000000000000000065.wal"
+    for other in (names.wal(65), names.snapshot(65), names.merged(65, 128) + "x", "x/" + names.merged(1, 2), backwards):
+        assert names.parse_merged(other) is None
+
+
 def test_a_damaged_marker_is_no_marker() -> None:
     assert names.parse_marker(names.marker(42)) == 42
     assert names.parse_marker(names.marker(42) + b"\n") == 42

@@ -50,6 +50,23 @@ async def test_epochs_come_in_order_until_the_head(store: Store, clock: HandCloc
     assert await log.is_head()
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+async def test_merged_epochs_are_no_proof_that_an_epoch_exists(store: Store, clock: HandClock, fenced: bool) -> None:
+    """Not even those that claim to go on from the head."""
+    positions = await fill(store, 3)
+    log = log_at(store, positions[3], clock)
+    for first, last in ((1, 64), (4, 67), (5, 68)):
+        await store.put(names.merged(first, last), epoch_object(positions[3]))
+    if fenced:
+        clock.sleep_machine(100)
+    assert await log.next() == AtHead()
+    assert await log.is_head()
+    assert await log.head() == 3
+    assert (await survey(store)).head == 3
+    outcome = await log.append(epoch_object(positions[3]), term=1)
+    assert isinstance(outcome, Appended)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -315,6 +315,35 @@ async def test_the_marker_is_asserted_at_each_pass(caplog: pytest.LogCaptureFixt
     assert "was lowered to 12" in caplog.text
 
 
+async def test_merged_epochs_go_when_no_restore_can_begin_before_them() -> None:
+    world = await grown()
+    for first, last in ((1, 4), (1, 16), (33, 36), (33, 48), (36, 39), (37, 40), (49, 52), (61, 64)):
+        await world.store.put(names.merged(first, last), b"merged")
+
+    async def merged() -> list[tuple[int, int]]:
+        return [found for found in map(names.parse_merged, await world.names()) if found is not None]
+
+    leader = world.leader()
+    await world.passes(leader)
+    assert await world.marker() == 36
+    assert await merged() == [(37, 40), (49, 52), (61, 64)]
+    await world.store.put(names.merged(5, 8), b"of a deposed leader, too late")
+    await world.passes(leader, 1)
+    assert await merged() == [(37, 40), (49, 52), (61, 64)]
+    assert await world.epochs("wal") == list(range(36, 61))
+    await world.check()
+
+
+async def test_merged_epochs_do_not_stand_for_those_that_are_missing(caplog: pytest.LogCaptureFixture) -> None:
+    world = await grown()
+    await world.store.put(names.merged(49, 52), b"merged")
+    await world.store.delete([names.wal(50)])
+    before = await world.names()
+    await world.passes(world.leader())
+    assert await world.names() == before
+    assert f"nothing is deleted: {names.wal(50)} is missing" in caplog.text
+
+
 @pytest.mark.parametrize("lowered", [None, 3])
 @pytest.mark.parametrize("orphan", [4, 12, 35])
 async def test_orphans_in_the_deleted_range_are_swept(orphan: int, lowered: int | None) -> None:
