@@ -5,18 +5,23 @@ What is cut here is cut by the kernel: a cable that is pulled out, or packets th
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 _numbers = itertools.count(1)
+_NETWORK = 0x40000000  # CLONE_NEWNET
 _FORBIDDEN = (b"not permitted", b"permission denied")
 
 
@@ -50,6 +55,38 @@ class Network:
     def flow(self, host: int) -> None:
         """Nothing is swallowed any more."""
         self._packet_filter(host, "-F")
+
+    def cut(self, host: int, other: int, direction: Literal["in", "out"], *, mend: bool = False) -> None:
+        """What comes to `host` from the other one, or what it sends there, disappears, until it is mended."""
+        chain, match = ("INPUT", "-s") if direction == "in" else ("OUTPUT", "-d")
+        self._packet_filter(host, "-D" if mend else "-A", chain, match, self.address(other), "-j", "DROP")
+
+    def lossy(self, host: int, share: float, *, mend: bool = False) -> None:
+        """A share of the packets that come to this host disappears: its connections are slow, and some break."""
+        rule = ("INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", f"{share:.2f}")
+        self._packet_filter(host, "-D" if mend else "-A", *rule, "-j", "DROP")
+
+    def late(self, host: int, seconds: float, *, mend: bool = False) -> None:
+        """What this host sends arrives so much later, give or take a half. Not every kernel can do that: raises
+        CalledProcessError."""
+        delay = f"{seconds * 1000:.0f}ms"
+        how = ("delay", delay, f"{seconds * 500:.0f}ms")
+        qdisc = ("tc", "qdisc", "del" if mend else "replace", "dev", "eth0", "root")
+        _run(*self.inside(host), *qdisc, *(() if mend else ("netem", *how)))
+
+    def listen(self, host: int) -> socket.socket:
+        """A socket of this process that listens on that host, at a port of its own."""
+        made: list[socket.socket] = []
+
+        def enter_and_listen() -> None:  # a thread for itself, as it stays there
+            with Path(f"/run/netns/{self._name}-{host}").open() as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _NETWORK) == 0:
+                    made.append(socket.create_server((self.address(host), 0)))
+
+        thread = threading.Thread(target=enter_and_listen)
+        thread.start()
+        thread.join()
+        return made[0]
 
     def _packet_filter(self, host: int, *rule: str) -> None:
         _run(*self.inside(host), "iptables", *rule)
@@ -92,9 +129,7 @@ def network(hosts: int) -> Iterator[Network]:
         try:
             made.build()
         except (OSError, subprocess.SubprocessError) as error:
-            said: bytes = getattr(error, "stderr", None) or b""
-            message = f"NOT TESTED in network namespaces: {error} {said.decode(errors='replace')}"
-            permitted = os.geteuid() == 0 and not any(word in said.lower() for word in _FORBIDDEN)
+            message, permitted = why_not(error)
             if permitted and os.environ.get("CI") == "true":
                 pytest.fail(message, pytrace=False)
             with warnings.catch_warnings():
@@ -104,6 +139,13 @@ def network(hosts: int) -> Iterator[Network]:
         yield made
     finally:
         made.remove()
+
+
+def why_not(error: OSError | subprocess.SubprocessError) -> tuple[str, bool]:
+    """What to say about namespaces that could not be made; and whether they are permitted, so that they should be."""
+    said: bytes = getattr(error, "stderr", None) or b""
+    permitted = os.geteuid() == 0 and not any(word in said.lower() for word in _FORBIDDEN)
+    return f"NOT TESTED in network namespaces: {error} {said.decode(errors='replace')}", permitted
 
 
 def _run(*command: str) -> None:

@@ -32,6 +32,8 @@ from littlebigcluster import (
 TABLE = "CREATE TABLE IF NOT EXISTS op(id INTEGER NOT NULL, epoch INTEGER NOT NULL)"
 INSERT = "INSERT INTO op SELECT ?, value + 1 FROM _lbc WHERE key = 'epoch'"
 SELECT = "SELECT NULL, value FROM _lbc WHERE key = 'epoch' UNION ALL SELECT id, epoch FROM op"
+AMONG = " WHERE id >= ? AND id < ?"
+"""Behind `SELECT`, for those of a range only. Rows come in the order in which they were written."""
 
 REFUSALS = (NotLeader, Fenced, Aborted, StoreUnavailable, DeadlineExceeded, EpochTooLarge, NotAllowed, sqlite3.Error)
 """Each of these says that the write is certainly not there."""
@@ -60,6 +62,8 @@ class Read:
     at_least: int = 0
     acknowledged: frozenset[int] = frozenset()
     """For a strong read: what had been acknowledged, anywhere, before it began."""
+    among: range | None = None
+    """If it asked for these writes only."""
 
 
 @dataclass
@@ -79,6 +83,9 @@ class History:
     @property
     def acknowledged(self) -> frozenset[int]:
         return frozenset(self.epochs)
+
+    def acknowledged_of(self, among: range | None) -> frozenset[int]:
+        return self.acknowledged if among is None else frozenset(write for write in among if write in self.epochs)
 
     def count(self, fate: Fate) -> int:
         return sum(found == fate for found in self.fates.values())
@@ -127,7 +134,7 @@ def _of_read(history: History, read: Read, lasting: set[int]) -> list[str]:
         found.append(f"{who} is older than epoch {read.not_before}, seen there before")
     if state.epoch < read.at_least:
         found.append(f"{who} should be at least at {read.at_least}")
-    missing = {write for write, epoch in history.epochs.items() if epoch <= state.epoch} - shown
+    missing = {write for write in history.acknowledged_of(read.among) if history.epochs[write] <= state.epoch} - shown
     found += [f"{who} lacks write {write} of epoch {history.epochs[write]}" for write in missing]
     found += [f"strong, {who} lacks the acknowledged write {write}" for write in read.acknowledged - shown]
     return found
@@ -200,14 +207,15 @@ class Recorder:
         """Several at once."""
         return await asyncio.gather(*(self.write(node) for _ in range(number)))
 
-    async def read(self, node: Node, **how: Any) -> State:
-        """A read of everything, of any consistency."""
+    async def read(self, node: Node, *, among: range | None = None, **how: Any) -> State:
+        """A read of everything, or of a range, of any consistency."""
         strong = how.get("consistency") == "strong"
-        acknowledged = self.history.acknowledged if strong else frozenset()
+        acknowledged = self.history.acknowledged_of(among) if strong else frozenset()
         not_before = self._seen.get(node, 0)
-        state = _state(str(node.id), await node.read(SELECT, **how))
+        question = (SELECT,) if among is None else (SELECT + AMONG, (among.start, among.stop))
+        state = _state(str(node.id), await node.read(*question, **how))
         self._seen[node] = max(self._seen.get(node, 0), state.epoch)
-        read = Read(str(node.id), state, not_before, how.get("at_least") or 0, acknowledged)
+        read = Read(str(node.id), state, not_before, how.get("at_least") or 0, acknowledged, among)
         self.history.reads.append(read)
         return state
 

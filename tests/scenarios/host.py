@@ -1,4 +1,5 @@
-"""A node as a process of its own that does what it is told: `python -m tests.scenarios.host STORE JOIN SETTINGS`.
+"""A node as a process of its own that does what it is told: `python -m tests.scenarios.host STORE JOIN SETTINGS
+STORE_TIMEOUT`.
 
 It reads requests from its standard input and answers on its standard output, in JSON lines, many at a time; at the end
 of its input it leaves the cluster. `Host` is the other side, and enough of a `Node` for a `Recorder`.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -16,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 import littlebigcluster
@@ -37,6 +40,30 @@ class Host:
 
     id: UUID
     address: str
+
+    @classmethod
+    async def spawn(
+        cls,
+        place: Path | str,
+        join: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        prefix: tuple[str, ...] = (),
+        store_timeout: float = 10,
+        log: IO[bytes] | None = None,
+    ) -> Host:
+        """It begins to join, in a process whose command line begins with `prefix`. `log` gets what it logs."""
+        # What the tests say about addresses in general is not for hosts that have their own.
+        environment = {name: value for name, value in os.environ.items() if name != "LBC_ADDRESS"}
+        if log is not None:
+            environment["LBC_TEST_LOG"] = "INFO"
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *prefix, sys.executable, "-m", "tests.scenarios.host", str(place), json.dumps(dict(join)),
+            json.dumps(dict(settings)), str(store_timeout), stdin=pipe, stdout=pipe, stderr=log, cwd=REPOSITORY,
+            env=environment, limit=1 << 24,
+        )  # fmt: skip
+        return cls(process)
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -142,15 +169,7 @@ class Hosts:
     async def start(self, *, prefix: tuple[str, ...] = (), join: Mapping[str, Any] = LOOPBACK, **settings: Any) -> Host:
         """A node joins, in a process whose command line begins with `prefix`."""
         values = {"epoch_interval": 0, "leader_timeout": 3, "poll_interval": 0.2, "member_timeout": 2, "readers": 1}
-        # What the tests say about addresses in general is not for hosts that have their own.
-        environment = {name: value for name, value in os.environ.items() if name != "LBC_ADDRESS"}
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *prefix, sys.executable, "-m", "tests.scenarios.host", str(self.place), json.dumps(dict(join)),
-            json.dumps({**values, **settings}), stdin=pipe, stdout=pipe, cwd=REPOSITORY, env=environment,
-            limit=1 << 24,
-        )  # fmt: skip
-        host = Host(process)
+        host = await Host.spawn(self.place, join, {**values, **settings}, prefix=prefix)
         self.all.append(host)
         await host.joined()
         return host
@@ -221,6 +240,14 @@ class _Obedience:
         done = await self._node.execute(*arguments, **options)
         return done.value.rows, done.epoch
 
+    async def transaction(self, sql: str, parameters: list[Any], **options: Any) -> int:
+        """On the leader only; answers the epoch."""
+        done = await self._node.transaction(lambda db: db.execute(sql, parameters) and None, **options)
+        return done.epoch
+
+    async def step_down(self) -> None:
+        await self._node.step_down()
+
     async def read(self, *arguments: Any, **options: Any) -> Any:
         return await self._node.read(*arguments, **options)
 
@@ -235,9 +262,18 @@ class _Obedience:
             die_after_apply(self._store)
 
 
+def _die_with_parent() -> None:
+    """A process that is stopped does not notice that nobody tells it anything any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 async def main() -> None:
+    _die_with_parent()
+    if level := os.environ.get("LBC_TEST_LOG"):
+        logging.basicConfig(level=level, format="%(asctime)s.%(msecs)03d %(name)s: %(message)s", datefmt="%H:%M:%S")
     place, join, settings = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    counts = Counting(open_store(place, clock=Clock()))
+    counts = Counting(open_store(place, timeout_seconds=float(sys.argv[4]), clock=Clock()))
     store = Deadly(counts, None)
     requests = asyncio.StreamReader(limit=1 << 24)
     await asyncio.get_running_loop().connect_read_pipe(

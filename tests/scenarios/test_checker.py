@@ -31,6 +31,7 @@ def test_a_good_history_has_no_problems() -> None:
         read((1, 2), (2, 2), not_before=3, at_least=3),
         read(epoch=1),
         read(*GOOD, epoch=4, acknowledged=frozenset({1, 2})),
+        read((2, 2), among=range(2, 4), acknowledged=frozenset({2})),
     ]
     assert problems(history(*reads), [end(*GOOD), end(*GOOD, epoch=6, name="n")]) == []
 
@@ -71,6 +72,7 @@ def test_copies_that_differ_are_found() -> None:
         (read((1, 2), (2, 2), not_before=4), "older than epoch 4"),
         (read((1, 2), (2, 2), at_least=4), "should be at least at 4"),
         (read((1, 2)), "lacks write 2 of epoch 2"),
+        (read(among=range(2, 4)), "lacks write 2 of epoch 2"),
         (read(epoch=1, acknowledged=frozenset({1})), "lacks the acknowledged write 1"),
         (read((1, 2), (2, 2), (7, 3)), "shows write 7, which is not there at the end"),
     ],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 REASONS = {409: ("Conflict", "ConditionalRequestConflict"), 500: ("Internal Server Error", "InternalError")}
 REASONS |= {412: ("Precondition Failed", "PreconditionFailed"), 503: ("Slow Down", "SlowDown")}
@@ -29,6 +31,8 @@ class Proxy:
     upstream_port: int
     rule: Callable[[str, str], Break | int | None] = lambda method, path: None
     port: int = 0
+    delay_seconds: Callable[[], float] = lambda: 0.0
+    """How long a request takes to get here."""
     requests: list[tuple[str, str]] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,6 +43,7 @@ class Proxy:
                 body = await _body(reader, headers)
                 method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
                 self.requests.append((method, path))
+                await asyncio.sleep(self.delay_seconds())
                 answer = await self._answer(self.rule(method, path), method, head + body)
                 if answer is None:
                     return
@@ -72,8 +77,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(upstream_port: int) -> AsyncIterator[Proxy]:
-    """A proxy on a port of its own, gone at the end with all its connections."""
+async def proxied(upstream_port: int, listening: socket.socket | None = None) -> AsyncIterator[Proxy]:
+    """A proxy on a port of its own, or behind this socket, gone at the end with all its connections."""
     proxy = Proxy(upstream_port)
     connections: set[asyncio.Task[None]] = set()
 
@@ -88,7 +93,8 @@ async def proxied(upstream_port: int) -> AsyncIterator[Proxy]:
         finally:
             connections.discard(task)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1 << 20)
+    where: dict[str, Any] = {"sock": listening} if listening else {"host": "127.0.0.1", "port": 0}
+    server = await asyncio.start_server(accept, limit=1 << 20, **where)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
