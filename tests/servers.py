@@ -34,6 +34,9 @@ KINDS = ("ministack", "ceph", "azurite", "s3rver")
 START_ATTEMPTS = 3
 READY_SECONDS = 30.0
 
+_restarted: list[subprocess.Popen[bytes]] = []
+"""Children of this process; whose object is kept is not warned of."""
+
 
 class Unavailable(Exception):
     """The server cannot be had on this machine; the message says why."""
@@ -191,6 +194,17 @@ def stop(server: Server, *, keep_logs: bool = False) -> None:
                 break
     if not keep_logs:
         shutil.rmtree(server.directory, ignore_errors=True)
+
+
+def restart_gateway(server: Server) -> None:
+    """Start a gateway of Ceph in place of the one that was killed, without waiting for it to answer."""
+    command = ["radosgw", "-c", str(server.directory / "ceph.conf"), "-n", "client.rgw", "--foreground"]
+    with (server.directory / "log/gateway.log").open("ab") as log:
+        started = subprocess.Popen(
+            command, cwd=server.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    server.pids["gateway"] = started.pid
+    _restarted.append(started)
 
 
 def _last_words(work: Path) -> str:
