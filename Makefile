@@ -3,6 +3,7 @@
 JOBS ?= 2
 OTHERS ?= full
 SEEDS ?= 1000
+SECONDS ?= 600
 UPGRADE ?=
 
 # The interpreter of .venv: the oldest supported one, because what works there works everywhere.
@@ -20,7 +21,7 @@ export UV_PYTHON_DOWNLOADS = never
 export UV_SYSTEM_CERTS = 1
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test suite lint lock servers soak bench clean
+.PHONY: help setup demo test suite lint lock servers soak chaos bench clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -31,6 +32,7 @@ help: ## this list
 	@echo "  PYTHON=          the only interpreter to use"
 	@echo "  ARGS=            more arguments for pytest"
 	@echo "  SEEDS=$(SEEDS)       how many seeds a soak tries"
+	@echo "  SECONDS=$(SECONDS)      how long chaos lasts"
 	@echo "  UPGRADE=1        lock the newest versions; otherwise those locked stay while they fit"
 
 setup: .venv/.done ## the development environment, in .venv
@@ -77,6 +79,9 @@ servers: setup ## install the object stores that tests run against
 
 soak: setup servers ## property tests and simulations, for long
 	LBC_SEEDS=$(SEEDS) .venv/$(PYTEST) -o faulthandler_timeout=7200 $(ARGS)
+
+chaos: setup servers ## five nodes on Ceph that are killed, frozen and cut off at random: what CI does at night
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)
 
 bench: setup ## all benchmarks
 	set -e; for file in benchmarks/[!_]*.py; do echo "##### $$file"; $(BIN)/python $$file; done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 os.environ.setdefault("LBC_ADDRESS", "127.0.0.1")  # nodes under test are reached by this machine only
 
 from littlebigcluster.clock import Clock
-from tests import buckets, servers
+from tests import buckets, servers, untested
 from tests.servers import Server
 
 
@@ -23,9 +22,7 @@ def _server(kind: str, request: pytest.FixtureRequest) -> Iterator[Server]:
         message = f"NOT TESTED against {kind}: {error}"
         if os.environ.get("CI") == "true":
             pytest.fail(message, pytrace=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn(message, stacklevel=1)
+        untested.warn(message)
         pytest.skip(message)
 
 

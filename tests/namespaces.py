@@ -12,13 +12,14 @@ import shutil
 import socket
 import subprocess
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
+
+from tests import untested
 
 _numbers = itertools.count(1)
 _NETWORK = 0x40000000  # CLONE_NEWNET
@@ -132,9 +133,7 @@ def network(hosts: int) -> Iterator[Network]:
             message, permitted = why_not(error)
             if permitted and os.environ.get("CI") == "true":
                 pytest.fail(message, pytrace=False)
-            with warnings.catch_warnings():
-                warnings.simplefilter("always")
-                warnings.warn(message, stacklevel=1)
+            untested.warn(message)
             pytest.skip(message)
         yield made
     finally:

@@ -25,6 +25,8 @@ from tests.chaos.site import site
 from tests.servers import Unavailable
 
 PRIVATE = "LBC_CHAOS_PRIVATE"
+NOT_TESTED = 3
+ENDED = 130
 
 
 def main() -> int:
@@ -65,8 +67,8 @@ async def _run(arguments: argparse.Namespace) -> int:
         async with site(arguments.store, arguments.nodes, directory, arguments.seed) as made:
             for line in made.not_tested:
                 print(line)
-            if made.not_tested and os.environ.get("CI") == "true" and _should_be_here(made.network is None, made):
-                return 3
+            if made.network is None and made.ought_to_be_tested and os.environ.get("CI") == "true":
+                return NOT_TESTED
             run = Run(
                 made, seconds=arguments.seconds, seed=arguments.seed, rate=arguments.rate,
                 say=lambda text: print(f"{_wall()} {text}", file=events), live=_Live(),
@@ -83,20 +85,17 @@ async def _run(arguments: argparse.Namespace) -> int:
         return 1 if kept else 0
     except Unavailable as error:
         print(f"NOT TESTED: {error}")
-        return 3
+        return NOT_TESTED
     except asyncio.CancelledError:
-        print("ended before its time; what was made is being removed")
-        return 130
+        print("ended before its time; what was made is removed")
+        kept = False
+        return ENDED
     finally:
         events.close()
         if kept:
             print(f"logs and history: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _should_be_here(lacks_network: bool, made: object) -> bool:
-    return lacks_network and bool(getattr(made, "ought_to_be_tested", False))
 
 
 def _wall() -> str:

@@ -80,8 +80,8 @@ class Site:
     """Whether nodes reach the store through doors of ours."""
     not_tested: list[str] = field(default_factory=list)
     """What cannot be had on this machine, and why."""
-    ought_to_be_tested: bool = True
-    """Whether all that is not tested is so because it is not permitted or does not exist here."""
+    ought_to_be_tested: bool = False
+    """Whether a network is permitted here, and could only not be made."""
 
     @property
     def wire(self) -> Network:
