@@ -67,13 +67,22 @@ class Network:
         rule = ("INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", f"{share:.2f}")
         self._packet_filter(host, "-D" if mend else "-A", *rule, "-j", "DROP")
 
-    def late(self, host: int, seconds: float, *, mend: bool = False) -> None:
-        """What this host sends arrives so much later, give or take a half. Not every kernel can do that: raises
-        CalledProcessError."""
-        delay = f"{seconds * 1000:.0f}ms"
-        how = ("delay", delay, f"{seconds * 500:.0f}ms")
-        qdisc = ("tc", "qdisc", "del" if mend else "replace", "dev", "eth0", "root")
-        _run(*self.inside(host), *qdisc, *(() if mend else ("netem", *how)))
+    def late(self, host: int, seconds: float) -> None:
+        """What this host sends arrives so much later, give or take a half, until it is `prompt` again. Not every
+        kernel can do that: raises CalledProcessError."""
+        self._queue(host, "netem", "delay", f"{seconds * 1000:.0f}ms", f"{seconds * 500:.0f}ms")
+
+    def narrow(self, host: int, kilobits: int) -> None:
+        """What this host sends has to queue, for up to a second, and what does not fit disappears; until it is `prompt`
+        again. So much gets through in a second."""
+        self._queue(host, "tbf", "rate", f"{kilobits}kbit", "burst", "4kb", "latency", "1s")
+
+    def prompt(self, host: int) -> None:
+        with suppress(subprocess.CalledProcessError):  # it was so already
+            _run(*self.inside(host), "tc", "qdisc", "del", "dev", "eth0", "root")
+
+    def _queue(self, host: int, *how: str) -> None:
+        _run(*self.inside(host), "tc", "qdisc", "replace", "dev", "eth0", "root", *how)
 
     def listen(self, host: int) -> socket.socket:
         """A socket of this process that listens on that host, at a port of its own."""

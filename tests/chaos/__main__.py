@@ -74,10 +74,11 @@ async def _run(arguments: argparse.Namespace) -> int:
                 say=lambda text: print(f"{_wall()} {text}", file=events), live=_Live(),
             )  # fmt: skip
             kept = True
-            await run.run()
-            print("\n".join(run.summary))
-            if run.problems:
+            try:
+                await run.run()
+            finally:
                 run.keep(directory)
+            print("\n".join(await run.summary()))
         for problem in run.problems:
             print(f"WRONG: {problem[:2000]}")
         kept = bool(run.problems)

@@ -17,7 +17,7 @@ from littlebigcluster import LbcError
 from tests import servers
 from tests.chaos.clients import Clients
 from tests.chaos.node import ChaosNode
-from tests.chaos.plan import DELAY, FREEZE, PROCESS, RESTART, STORE, STORE_WIRE, WIRE, Planned
+from tests.chaos.plan import DELAY, FREEZE, NARROW, PROCESS, RESTART, STORE, STORE_WIRE, WIRE, Planned
 from tests.chaos.site import Site
 
 
@@ -34,8 +34,8 @@ def possible(site: Site) -> list[str]:
     kinds = list(PROCESS)
     if site.network is not None:
         kinds += WIRE
-        if site.can_delay:
-            kinds += DELAY
+        kinds += NARROW if site.can_narrow else ()
+        kinds += DELAY if site.can_delay else ()
         if site.doors:
             kinds += STORE_WIRE
     if site.doors:
@@ -194,7 +194,15 @@ class Faults:
         try:
             yield
         finally:
-            self.site.wire.late(victims.node.number, 0, mend=True)
+            self.site.wire.prompt(victims.node.number)
+
+    @contextmanager
+    def _narrow_line(self, victims: Victims) -> Iterator[None]:
+        self.site.wire.narrow(victims.node.number, int(100 + victims.planned.strength * 900))
+        try:
+            yield
+        finally:
+            self.site.wire.prompt(victims.node.number)
 
     # -- the store -------------------------------------------------------------------------------------------------
 

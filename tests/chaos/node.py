@@ -36,6 +36,7 @@ class Disk:
         self.full = False
         """At present."""
         self.was_full = False
+        """At some time since the present process was started."""
 
     def fill(self, pid: int | None) -> None:
         self.full = self.was_full = True
@@ -107,6 +108,7 @@ class ChaosNode:
         began = self._log.seek(0, os.SEEK_END)
         self._told_to_end = False
         self.starts += 1
+        self.disk.was_full = self.disk.full
         host = await Host.spawn(
             self._place,
             self._join,
@@ -117,27 +119,29 @@ class ChaosNode:
         )
         self._process = host.process
         try:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(START_SECONDS):
-                    await host.joined()
-                self.host = host
-            if self.host is None and host.process.returncode is None:
-                host.process.kill()
+            try:
+                await host.joined(within_seconds=START_SECONDS)
+                joined, self.host = True, host
+            except Exception as error:  # it has ended before; or it still tries, and that is too long
+                joined = False
+                if isinstance(error, TimeoutError):
+                    self.inexcusable.append(f"node {self.number} did not join within {START_SECONDS:g} s")
+                    host.process.kill()
             await host.process.wait()
         finally:
             self.host = None
         if not self._told_to_end:
-            self._judge(began)
+            self._judge(began, joined)
             await asyncio.sleep(0.5)
 
-    def _judge(self, began: int) -> None:
-        """A node that ends by itself says why; a full disk, or a store that did not answer at the start, excuse it."""
+    def _judge(self, began: int, joined: bool) -> None:
+        """A node that ends by itself says why. A full disk excuses it, and while it joins a silent store."""
         text = Path(self._log.name).read_bytes()[began:].decode(errors="replace")
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
         why = f"node {self.number}: {last[:300]}"
         self.ended_by_itself.append(why)
-        excused = "StoreUnavailable" in last or (self.disk.was_full and any(word in text for word in FORGIVEN))
-        if not excused:
+        without_store = not joined and "StoreUnavailable" in last
+        if not without_store and not (self.disk.was_full and any(word in text for word in FORGIVEN)):
             self.inexcusable.append(why)
 
     def signal(self, number: signal.Signals) -> None:
@@ -157,6 +161,7 @@ class ChaosNode:
     def leave(self) -> None:
         self._wanted.clear()
         self._told_to_end = True
+        self.host = None
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 

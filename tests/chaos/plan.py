@@ -10,6 +10,7 @@ PROCESS = ("kill", "kill leader", "leave", "step down", "stop", "stop leader", "
 WIRE = ("unplug", "unplug leader", "deaf", "mute", "cut pair", "cut one way", "split", "lossy")
 STORE_WIRE = ("cut from store", "cut leader from store", "store is deaf to one", "one is deaf to store")
 STORE = ("slow store", "throttled store", "lost answers")
+NARROW = ("narrow line",)
 DELAY = ("late packets",)
 FREEZE = ("frozen store",)
 RESTART = ("restarted gateway",)

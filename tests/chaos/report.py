@@ -24,7 +24,7 @@ def failovers(answers: Sequence[Acknowledged], terms: Mapping[int, int]) -> list
     found: list[Failover] = []
     last: dict[int, float] = {}
     first: dict[int, float] = {}
-    for answer in sorted(answers, key=lambda answer: answer.at):
+    for answer in sorted((each for each in answers if each.epoch in terms), key=lambda answer: answer.at):
         term = terms[answer.epoch]
         first.setdefault(term, answer.at)
         last[term] = answer.at

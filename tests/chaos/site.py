@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,7 @@ class Site:
     weather: Weather
     nodes: list[ChaosNode] = field(default_factory=list)
     network: Network | None = None
+    can_narrow: bool = False
     can_delay: bool = False
     server: Server | None = None
     doors: bool = False
@@ -136,12 +137,18 @@ def _build_network(made: Site, hosts: int, stack: AsyncExitStack) -> None:
         made.not_tested.append(f"{message.strip()}: no cuts between nodes, nor between nodes and store")
         return
     made.network = network
+    made.can_narrow = _can(made, lambda: network.narrow(1, 1000), "narrow lines")
+    made.can_delay = _can(made, lambda: network.late(1, 0.01), "late packets by netem")
+    network.prompt(1)
+
+
+def _can(made: Site, what: Callable[[], None], name: str) -> bool:
     try:
-        network.late(1, 0.01)
-        network.late(1, 0, mend=True)
-        made.can_delay = True
+        what()
     except subprocess.SubprocessError:
-        made.not_tested.append("NOT TESTED: late packets (this kernel has no netem); lost ones are")
+        made.not_tested.append(f"NOT TESTED: {name} (this kernel cannot do it)")
+        return False
+    return True
 
 
 async def _door(made: Site, server: Server, bucket: str, store_host: int, stack: AsyncExitStack) -> str:

@@ -14,9 +14,11 @@ from tests.chaos.plan import plan
 from tests.chaos.report import failovers, longest_gap
 from tests.scenarios.checker import Recorder
 
-KINDS = [
-    *planning.PROCESS, *planning.WIRE, *planning.STORE_WIRE, *planning.STORE, *planning.FREEZE, *planning.RESTART,
-]  # fmt: skip
+GROUPS = (
+    planning.PROCESS, planning.WIRE, planning.STORE_WIRE, planning.STORE, planning.NARROW, planning.FREEZE,
+    planning.RESTART,
+)  # fmt: skip
+KINDS = [kind for group in GROUPS for kind in group]
 
 
 def test_a_seed_is_a_schedule() -> None:
@@ -36,7 +38,14 @@ def test_a_minute_has_every_kind_and_never_too_much_at_once(seed: int) -> None:
 
 
 def test_a_failover_is_from_the_last_answer_of_a_term_to_the_first_of_the_next() -> None:
-    answers = [Acknowledged(1, 1), Acknowledged(2, 2), Acknowledged(9, 3), Acknowledged(9.5, 2), Acknowledged(20, 4)]
+    answers = [
+        Acknowledged(1, 1),
+        Acknowledged(2, 2),
+        Acknowledged(9, 3),
+        Acknowledged(9.5, 2),
+        Acknowledged(20, 4),
+        Acknowledged(21, 99),
+    ]
     found = failovers(answers, {1: 1, 2: 1, 3: 2, 4: 5})
     assert [(each.term, each.seconds) for each in found] == [(2, 0.0), (5, 11.0)]
     assert longest_gap(answers, 0, 21) == 10.5

@@ -72,8 +72,8 @@ class Host:
         self._open: dict[int, asyncio.Future[Any]] = {0: asyncio.get_running_loop().create_future()}
         self._listening = asyncio.create_task(self._listen())
 
-    async def joined(self) -> None:
-        async with asyncio.timeout(WAIT):
+    async def joined(self, *, within_seconds: float = WAIT) -> None:
+        async with asyncio.timeout(within_seconds):
             value = await self._open[0]
         self.id, self.address = UUID(value["id"]), value["address"]
 
@@ -81,10 +81,10 @@ class Host:
         """Have it done. Raises what was raised there; LbcError when the process ends before the answer."""
         number = next(self._numbers)
         future = self._open[number] = asyncio.get_running_loop().create_future()
-        if self._listening.done():
+        assert self.process.stdin is not None
+        if self._listening.done() or self.process.stdin.is_closing():
             future.set_exception(LbcError("the process has ended"))
             return await future
-        assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([number, what, arguments, options]).encode() + b"\n")
         return await future
 

@@ -35,12 +35,12 @@ class Seen:
 
 def violation(appends: Iterable[Append], reads: Iterable[Seen]) -> str | None:
     """Why no order of these operations explains what was seen; None if one does."""
-    appends, reads = {append.value: append for append in appends}, list(reads)
+    of_value, reads = {append.value: append for append in appends}, list(reads)
     longest = max((read.values for read in reads), key=len, default=())
     for value, times in Counter(longest).items():
         if times > 1:
             return f"{value} is there {times} times"
-        if value not in appends:
+        if value not in of_value:
             return f"{value} is there, and nobody has appended it"
     for read in reads:
         if read.values != longest[: len(read.values)]:
@@ -48,10 +48,10 @@ def violation(appends: Iterable[Append], reads: Iterable[Seen]) -> str | None:
     # A read of n values stands at 2n, the append of the n-th before it, at 2n - 1. What was acknowledged and never seen
     # must come after all that was.
     placed: list[tuple[int, Append | Seen]] = [(2 * len(read.values), read) for read in reads]
-    placed += [(2 * number + 1, appends[value]) for number, value in enumerate(longest)]
+    placed += [(2 * number + 1, of_value[value]) for number, value in enumerate(longest)]
     seen = set(longest)
     placed += [
-        (2 * len(longest) + 1, each) for value, each in appends.items() if value not in seen and each.returned < inf
+        (2 * len(longest) + 1, each) for value, each in of_value.items() if value not in seen and each.returned < inf
     ]
     return _against_time(placed)
 
