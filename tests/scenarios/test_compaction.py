@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from littlebigcluster.epochs import Span, names, span_of, survey_all
 from littlebigcluster.store import Counting, Fault
 from tests.roles.long_logs import small_spans
@@ -82,9 +84,30 @@ async def test_a_deposed_leader_that_writes_merged_epochs_late_does_no_harm(smal
         await s.check()
 
 
-async def test_followers_and_a_kept_copy_far_behind_catch_up_by_merged_epochs(
-    small_spans: None, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_follower_that_is_far_behind_catches_up_by_merged_epochs(small_spans: None, damaged: bool) -> None:
+    async with stage() as s:
+        a = await s.leader()
+        counting = Counting(s.store)
+        b = await s.follower(store=counting)
+        b.gate.shut()
+        at = b.node.epoch.value
+        while a.node.epoch.value < 150:
+            assert await s.recorder.write(a.node) == "acknowledged"
+        await until_merged(s, Span(145, 148))
+        if damaged:
+            for span in await merged(s):
+                if span.first % 3 == 0:
+                    await s.store.put(span.name, b"rubbish")
+        counting.reset()
+        b.gate.open()
+        await eventually(lambda: b.node.epoch.value == a.node.epoch.value)
+        assert counting.requests["get"] < (150 - at) / (2 if damaged else 3)
+        assert b.node._local.metadata.kind == "wal"
+        await s.check()
+
+
+async def test_a_kept_copy_that_is_far_behind_is_caught_up_by_merged_epochs(small_spans: None, tmp_path: Path) -> None:
     async with stage() as s:
         a = await s.leader()
         b = await s.follower(directory=tmp_path)

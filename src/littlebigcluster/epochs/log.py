@@ -135,8 +135,9 @@ class Log:
         return at.epoch if isinstance(later, AtHead) else None
 
     def advance(self, position: Position) -> None:
-        """Moves on to the next epoch, just read or appended: it inherits when its predecessor was confirmed."""
-        assert position.epoch == self._position.epoch + 1
+        """Moves on to the next epoch, just read or appended, or to the end of merged ones, which has been seen to be in
+        the log: it inherits when its predecessor was confirmed."""
+        assert position.epoch > self._position.epoch
         self._position = position
 
     async def append(self, body: bytes, *, term: int) -> Appended | Lost:

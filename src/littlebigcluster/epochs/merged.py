@@ -64,6 +64,12 @@ def complete(after: int, head: int) -> list[Span]:
     return found
 
 
+def beginning(first: int) -> list[Span]:
+    """What leaders merge from the epoch `first` on, the longest first."""
+    widths = [FANOUT**level for level in range(LEVELS, 0, -1)]
+    return [Span(first, first + width - 1) for width in widths if (first - 1) % width == 0]
+
+
 def steps(merged: Iterable[Span], first: int, last: int) -> list[Span]:
     """The way over the epochs from `first` to `last`, with the longest of `merged` wherever one begins.
 

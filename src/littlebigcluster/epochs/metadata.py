@@ -114,6 +114,11 @@ class MergedMetadata(Metadata):
         """Of the object that this stands in."""
         return names.merged(self.first_epoch, self.epoch)
 
+    def as_epoch(self) -> Metadata:
+        """What is to be known of the last epoch, for who has come there by this object."""
+        known = {field.name: getattr(self, field.name) for field in fields(Metadata)}
+        return Metadata(**known | {"kind": "wal"})
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

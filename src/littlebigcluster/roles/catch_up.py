@@ -159,19 +159,19 @@ async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -
 
 def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> None:
     try:
-        apply_entry(replica, entry, name=step.name)
+        apply_entry(replica, entry)
     except StateMismatch as error:
         raise CorruptLog(step.name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
 
 
-def apply_entry(replica: Replica, entry: Entry, *, name: str | None = None) -> None:
+def apply_entry(replica: Replica, entry: Entry) -> None:
     """Apply what follows the replica's epoch. Raises CorruptLog when its content is no epoch, StateMismatch,
     FormatTooNew."""
     check_sqlite_version(entry.metadata.min_sqlite_version)
     try:
         wal = parse(entry.raw, page_size=replica.page_size)
     except WalError as error:
-        name = name or names.wal(entry.metadata.epoch)
+        name = entry.metadata.name
         raise CorruptLog(name, f"{error.expected} (in its content, at byte {error.offset})") from error
     replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
 

@@ -13,8 +13,21 @@ from collections.abc import Callable
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import StateMismatch
-from littlebigcluster.epochs import AtHead, Beacon, Entry, Gone, Leader, Metadata, check_follows, codec, names
-from littlebigcluster.errors import CorruptLog, StoreUnavailable
+from littlebigcluster.epochs import (
+    AtHead,
+    Beacon,
+    Entry,
+    Gone,
+    Leader,
+    Metadata,
+    check_follows,
+    check_link,
+    codec,
+    merged,
+    names,
+    read_merged,
+)
+from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles import decisions
 from littlebigcluster.roles.decisions import Claim, Timing
 from littlebigcluster.roles.local import LocalCopy
@@ -24,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 MAX_OFFERED_BYTES = 32 << 20
 """So much of what was handed in may wait to be applied; the rest is fetched from the store."""
+
+
+_FAR_BEHIND = 16
+"""After so many epochs in a row that were there already, look whether the next ones are merged."""
 
 
 class Follower:
@@ -49,6 +66,8 @@ class Follower:
         self._abstains_until = clock.monotonic()
         self._offered: dict[int, bytes] = {}
         self._in_trouble = False
+        self._in_a_row = 0
+        """Epochs that were there already when the store was asked for them."""
 
     def abstain(self, seconds: float) -> None:
         """Let others claim first for so long."""
@@ -157,15 +176,36 @@ class Follower:
             await self._restore_afresh("the log behind the local copy is gone")
             return True
         if isinstance(found, Entry):
-            await self._local.apply_entry(found)
-            self._saw(found)
+            self._in_a_row += 1
+            if self._in_a_row < _FAR_BEHIND or not await self._leap():
+                await self._local.apply_entry(found)
+                self._saw(found)
             return True
         assert isinstance(found, AtHead)
+        self._in_a_row = 0
         now = self._clock.monotonic()
         self._view = decisions.saw_nothing(self._view, now, self._timing)
         if self._can_lead and decisions.wants_beacon(self._view, now, self._timing):
             beacon = Beacon.decode(await self._store.get(names.BEACON))
             self._view = decisions.saw_beacon(self._view, beacon, self._clock.monotonic())
+        return False
+
+    async def _leap(self) -> bool:
+        """Take many epochs at once, if they are merged; True when that brought the copy further."""
+        at = self._local.log.position
+        for span in merged.beginning(at.epoch + 1):
+            try:
+                # An epoch that follows the last one is there: so that one is in the log.
+                entry = await read_merged(self._store, span, cluster_id=self._local.cluster_id)
+                check_link(entry.metadata, at, name=span.name)
+                if not self._local.log.fence_holds:  # it may have been deleted meanwhile
+                    return False
+                await self._local.apply_entry(entry)
+            except (CorruptLog, FormatTooNew, StateMismatch) as error:
+                logger.debug("going on one by one: %s", error)
+                continue
+            self._saw(entry)
+            return True
         return False
 
     def _saw(self, entry: Entry) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import PageSource, Readers, Replica, Wal
-from littlebigcluster.epochs import Entry, Identity, Log, Metadata, Position
+from littlebigcluster.epochs import Entry, Identity, Log, MergedMetadata, Metadata, Position, end_of
 from littlebigcluster.roles.catch_up import Restored, SinceSnapshot, apply_entry
 from littlebigcluster.roles.restore import DROPPED, restore
 from littlebigcluster.settings import NodeSettings, seconds
@@ -86,9 +86,11 @@ class LocalCopy:
         return await asyncio.get_running_loop().run_in_executor(self._thread, fn, *args)
 
     async def apply_entry(self, entry: Entry) -> None:
-        """Apply the next epoch, read from the log. Raises CorruptLog, StateMismatch, FormatTooNew."""
-        position = Position(entry.metadata.epoch, entry.metadata.term, entry.sha256)
-        await self._apply(lambda: apply_entry(self.replica, entry), entry.metadata, position, entry.size_bytes)
+        """Apply the next epoch, or the next ones, read from the log. Raises CorruptLog, StateMismatch, FormatTooNew."""
+        metadata = entry.metadata
+        if isinstance(metadata, MergedMetadata):
+            metadata = metadata.as_epoch()
+        await self._apply(lambda: apply_entry(self.replica, entry), metadata, end_of(entry), entry.size_bytes)
 
     async def apply_own(self, wal: Wal, metadata: Metadata, position: Position, size_bytes: int) -> None:
         """Apply the epoch that this node has just appended."""
@@ -108,10 +110,11 @@ class LocalCopy:
     def _advance(self, done: asyncio.Future[None], metadata: Metadata, position: Position, size_bytes: int) -> None:
         if done.cancelled() or done.exception() is not None:
             return
+        epochs = position.epoch - self.log.position.epoch
         self.log.advance(position)
         self.advanced_at = self._clock.monotonic()
         self.metadata = metadata
-        self.since_snapshot.add(size_bytes)
+        self.since_snapshot.add(size_bytes, epochs)
         self.epoch._set(position.epoch)
 
     async def image(self) -> tuple[PageSource, Metadata, Position]:
