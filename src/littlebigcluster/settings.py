@@ -130,6 +130,11 @@ class NodeSettings:
     snapshot_epochs: int = 1000
     """A snapshot is made at the latest after so many epochs. A join fetches at most about so many objects."""
 
+    snapshot_age: Duration = 86400.0
+    """Seconds after the first epoch since the last snapshot after which one is made, however little was written: at
+    most one upload of the compressed database in that time. `float("inf")` leaves it to growth and number, and to
+    `retention`, which needs one every quarter of itself."""
+
     retention: Duration = 7 * 86400.0
     """Seconds for which any point in time stays restorable, at least 3600; older epochs and snapshots are deleted by
     whoever leads, by its own setting. 100 years or more (`float("inf")`): nothing is. Costs the storage of all that
@@ -161,7 +166,7 @@ class NodeSettings:
         if self.directory is not None:
             object.__setattr__(self, "directory", Path(self.directory))
         self._check_own_certificate()
-        for name in ("leader_timeout", "poll_interval", "fence_validity"):
+        for name in ("leader_timeout", "poll_interval", "fence_validity", "snapshot_age"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be positive")
         if seconds(self.fence_validity) > MAX_FENCE_VALIDITY_SECONDS:

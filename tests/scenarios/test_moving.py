@@ -375,3 +375,20 @@ async def test_a_large_file_is_imported_in_bounded_memory(tmp_path: Path) -> Non
         tracemalloc.stop()
     assert peak < size / 2
     assert (await cluster.status()).identity.imported
+
+
+async def test_the_upload_of_an_import_and_of_a_clone_tells_how_far_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "app.db"
+    with closing(sqlite3.connect(source)) as db:
+        db.execute("CREATE TABLE t(x)")
+        db.execute("INSERT INTO t VALUES (randomblob(12000000))")
+        db.commit()
+    cluster, told = Cluster(memory()), list[tuple[int, int]]()
+    await cluster.import_file(source, "app", on_bytes=lambda done, total: told.append((done, total)))
+    size = (await cluster.status()).snapshot_bytes
+    assert told[-1] == (2 * size, 2 * size)  # up, and back to be checked
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert len(told) > 5
+    told.clear()
+    await cluster.clone(memory(), on_bytes=lambda done, total: told.append((done, total)))
+    assert [done for done, total in told if done == total] == [size, told[-1][1]]

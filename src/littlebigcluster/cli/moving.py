@@ -19,8 +19,9 @@ async def export_file(cluster: Cluster, path: Path, point: Point | None, *, over
 
 
 async def import_file(cluster: Cluster, path: Path, cluster_id: str | None, settings: ClusterSettings) -> None:
-    """Make the cluster of the file."""
-    made = await cluster.import_file(path, cluster_id, settings=settings)
+    """Make the cluster of the file, with a progress bar on a terminal for the upload."""
+    with progress_bar() as on_bytes:
+        made = await cluster.import_file(path, cluster_id, settings=settings, on_bytes=on_bytes)
     text.show(f'{cluster.store.url}: cluster "{made}" begins with {path}, {text.size(path.stat().st_size)}')
 
 

@@ -224,12 +224,18 @@ class Cluster:
         )
 
     async def import_file(
-        self, path: Path | str, id: str | None = None, *, settings: ClusterSettings | None = None
+        self,
+        path: Path | str,
+        id: str | None = None,
+        *,
+        settings: ClusterSettings | None = None,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
     ) -> str:
         """Make a new cluster here, like `init`, that begins with a copy of the SQLite file at `path`, as of one moment.
 
         The file is only read; another process may be writing to it. The copy is checked, and gets the page size of the
-        settings. Returns the cluster's id.
+        settings. Returns the cluster's id. `on_bytes` is told how many bytes have been moved, and of how many: the
+        upload, and reading it back.
 
         Raises AlreadyInitialized (also for an import that was broken off; the message says what to delete),
         UnsafeStore, StoreUnavailable; FileNotFoundError, OSError; ValueError for a file that can be no cluster's
@@ -239,7 +245,10 @@ class Cluster:
         """
         cluster_id = self._id if id is None else check_id(id)
         chosen = _checked(settings)
-        return (await moving.import_file(self._store, Path(path), cluster_id, chosen, clock=self._clock)).cluster_id
+        made = await moving.import_file(
+            self._store, Path(path), cluster_id, chosen, clock=self._clock, on_bytes=on_bytes
+        )
+        return made.cluster_id
 
     async def clone(
         self,
@@ -251,8 +260,9 @@ class Cluster:
     ) -> tuple[str, Metadata]:
         """Make a new cluster elsewhere, with an id and a certificate authority of its own, that begins with this one's
         database as it was at `point` (see `at`; None: as it is now), and has the same settings. The application's
-        objects in the store are not copied. This cluster is only read. Returns the id of the new one, and the metadata
-        of the epoch that it begins with.
+        objects in the store are not copied. This cluster is only read. `on_bytes` is told of the reading, as by
+        `restore`, and then of the upload, as by `import_file`. Returns the id of the new one, and the metadata of the
+        epoch that it begins with.
 
         Raises what `restore` raises here and `import_file` there, and ValueError for an `id` that is this cluster's.
         """

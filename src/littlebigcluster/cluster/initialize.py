@@ -23,7 +23,7 @@ from littlebigcluster.epochs import (
     snapshots,
     unfinished,
 )
-from littlebigcluster.errors import AlreadyInitialized, StoreUnavailable
+from littlebigcluster.errors import AlreadyInitialized, CorruptLog, StoreUnavailable
 from littlebigcluster.settings import ClusterSettings
 from littlebigcluster.store import Mine, Store, Theirs, Unresolved, probe_race, put_if_absent, retried
 
@@ -73,10 +73,17 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
 
 
 async def initialize_from(
-    store: Store, cluster_id: str | None, settings: ClusterSettings, make: MakeDatabase, *, clock: Clock
+    store: Store,
+    cluster_id: str | None,
+    settings: ClusterSettings,
+    make: MakeDatabase,
+    *,
+    clock: Clock,
+    on_bytes: snapshots.OnBytes,
 ) -> Identity:
     """Make a cluster that begins with a database: what `make` writes to the path it is given, with the page size of
     the settings, plain and checked. It is called when the place is known to be free, before anything is written there.
+    `on_bytes` is told of the upload: it is read back, so that twice its size is moved.
 
     One that died half way leaves an identity that nobody can join and nothing completes, not even this: another one
     may still be on its way, with a database of its own. It says what to delete.
@@ -95,12 +102,16 @@ async def initialize_from(
         try:
             await create_authority(store, identity.cluster_id, 1, clock=clock)
             # Nobody else writes this object, so that sending it again is harmless, and so is one that comes late.
-            await retried(lambda: snapshots.upload(store, packed), clock=clock, deadline_seconds=_DEADLINE_SECONDS)
-        except StoreUnavailable as error:
+            await retried(
+                lambda: snapshots.upload(store, packed, on_bytes=on_bytes),
+                clock=clock,
+                deadline_seconds=_DEADLINE_SECONDS,
+            )
+        except (StoreUnavailable, CorruptLog) as error:
             raise StoreUnavailable(
                 f"the import to {store.url} was broken off; unless it can be joined, delete all of {names.DIRECTORY}"
                 f" there, and begin again ({error})",
-                transient=error.transient,
+                transient=isinstance(error, StoreUnavailable) and error.transient,
             ) from error
     return identity
 

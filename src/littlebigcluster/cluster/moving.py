@@ -37,7 +37,13 @@ async def export_file(
 
 
 async def import_file(
-    store: Store, path: Path, cluster_id: str | None, settings: ClusterSettings, *, clock: Clock
+    store: Store,
+    path: Path,
+    cluster_id: str | None,
+    settings: ClusterSettings,
+    *,
+    clock: Clock,
+    on_bytes: OnBytes,
 ) -> Identity:
     """An application's SQLite file becomes a new cluster. Raises as `copy_plain` and `initialize_from`."""
 
@@ -46,7 +52,7 @@ async def import_file(
             copy_plain, path, database, page_size=settings.page_size, foreign_keys=settings.foreign_keys
         )
 
-    return await initialize_from(store, cluster_id, settings, copied, clock=clock)
+    return await initialize_from(store, cluster_id, settings, copied, clock=clock, on_bytes=on_bytes)
 
 
 async def clone(
@@ -60,6 +66,7 @@ async def clone(
     on_bytes: OnBytes,
 ) -> tuple[Identity, Metadata]:
     """The database of `source` as it was becomes a new cluster at `target`, with the settings of the old one.
+    `on_bytes` is told of the reading, and then of the upload.
 
     Returns the identity of the new one, and the metadata of the epoch that it begins with. Raises ValueError for the
     id of the old one, and as `export_file` and `initialize_from`.
@@ -76,5 +83,5 @@ async def clone(
             )
         )
 
-    made = await initialize_from(target, cluster_id, identity.settings, export, clock=clock)
+    made = await initialize_from(target, cluster_id, identity.settings, export, clock=clock, on_bytes=on_bytes)
     return made, exported[0]

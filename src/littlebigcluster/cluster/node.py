@@ -37,7 +37,7 @@ from littlebigcluster.errors import (
     StoreUnavailable,
     plain_errors,
 )
-from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Timing, restore_at
+from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Snapshotter, Timing, restore_at
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
 from littlebigcluster.version import __version__
@@ -82,6 +82,7 @@ class Node(Writing, Reading):
         self._session = clock.token().hex()
         self._metadata = check_metadata(description.metadata)
         self._local = LocalCopy(store, identity, directory, settings, clock=clock)
+        self._snapshotter = Snapshotter(store, self._local, settings, scratch=directory, clock=clock)
         self._travel = Travel(store, identity, self._local, directory, settings, clock=clock)
         self._leadership: Leadership | None = None
         self._presence: Presence | None = None
@@ -317,6 +318,7 @@ class Node(Writing, Reading):
             self._identity,
             me=self._as_leader(),
             directory=self._directory,
+            snapshotter=self._snapshotter,
             clock=self._clock,
             on_epoch=self._saw,
             on_leading=self._begin_to_lead,

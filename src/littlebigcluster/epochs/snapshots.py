@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.metadata import Metadata
@@ -18,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
 _WINDOW = 4
+_ATTEMPTS = 3
+"""So often a snapshot is sent that the store does not give back as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +57,119 @@ def pack(chunks: Iterable[bytes], metadata: Metadata, path: Path) -> Packed:
     return Packed(metadata, path)
 
 
-async def upload(store: Store, packed: Packed) -> None:
-    """Make the snapshot visible, whole; then move the marker. Raises StoreUnavailable, with no marker moved.
+OnBytes = Callable[[int, int], None]
+"""Told how many bytes have been moved so far, and how many are to be moved in all."""
+
+
+async def upload(store: Store, packed: Packed, *, on_bytes: OnBytes = lambda done, total: None) -> None:
+    """Make the snapshot visible, whole; read it back; then move the marker. `on_bytes` counts both ways.
 
     Running twice is harmless, and so is a late one: the content of an epoch is the same whoever packs it, and
-    the marker is a hint that a listing corrects.
+    the marker is a hint that a listing corrects. One that is there already and sound is left as it is: the whole log
+    may rest on it. For the same reason none is ever deleted here: what is not sound is overwritten.
+
+    Raises StoreUnavailable, FormatTooNew, and CorruptLog when the store goes on giving back something else than was
+    sent. Then no marker was moved, and whoever reads what is there finds out, too.
     """
-    epoch = packed.metadata.epoch
-    await store.put_stream(names.snapshot(epoch), _object(packed))
-    await store.put(names.LAST_SNAPSHOT, names.marker(epoch))
+    epoch, progress = packed.metadata.epoch, _Progress(2 * packed.size_bytes, on_bytes)
+    if not await _is_there(store, packed):
+        for attempt in range(1, _ATTEMPTS + 1):
+            progress.begin()
+            await store.put_stream(names.snapshot(epoch), _object(packed, progress))
+            try:
+                await _read_back(store, packed, progress)
+                break
+            except CorruptLog as error:
+                if attempt == _ATTEMPTS:
+                    raise
+                logger.error("the store gives back another snapshot than was sent, sending it again: %s", error)
+    await _move_marker(store, epoch)
 
 
-async def _object(packed: Packed) -> AsyncIterator[bytes]:
-    yield codec.encode_header(packed.metadata)
+class _Progress:
+    """Counts for an `OnBytes`."""
+
+    def __init__(self, total: int, on_bytes: OnBytes) -> None:
+        self._total, self._on_bytes = total, on_bytes
+        self._done = 0
+
+    def begin(self) -> None:
+        self._done = 0
+
+    def add(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        self._on_bytes(self._done, self._total)
+
+
+async def _object(packed: Packed, progress: _Progress) -> AsyncIterator[bytes]:
+    header = codec.encode_header(packed.metadata)
+    yield header
+    progress.add(len(header))
     with packed.path.open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk
+            progress.add(len(chunk))
+
+
+async def _is_there(store: Store, packed: Packed) -> bool:
+    """Whether somebody, maybe this node, has stored a sound snapshot of this state already."""
+    if await store.get_range(names.snapshot(packed.metadata.epoch), 0, 1) is None:
+        return False
+    try:
+        await _read_back(store, packed, _Progress(0, lambda done, total: None))
+    except CorruptLog as error:
+        logger.error("overwriting a damaged snapshot: %s", error)
+        return False
+    return True
+
+
+async def _read_back(store: Store, packed: Packed, progress: _Progress) -> None:
+    """Raises CorruptLog unless the object is a whole snapshot of the same state, by this node or another one."""
+    name = names.snapshot(packed.metadata.epoch)
+    metadata: Metadata | None = None
+    stored = xxhash.xxh3_64()
+    async with aclosing(in_order(_ranges(store, name), window=_WINDOW)) as pieces:  # type: ignore[type-var]
+        async for piece in pieces:
+            if piece is None:
+                raise CorruptLog(name, "the snapshot that was sent, found none")
+            start = 0
+            if metadata is None:
+                metadata, start = codec.decode_header(piece, name=name)
+            stored.update(memoryview(piece)[start:])
+            progress.add(len(piece))
+            if len(piece) < CHUNK_BYTES:
+                break
+    assert metadata is not None
+    check_snapshot(metadata, name)
+    if _content(metadata) != _content(packed.metadata):
+        raise CorruptLog(name, f"a snapshot of the state {_content(packed.metadata)}, found {_content(metadata)}")
+    if stored.hexdigest() != metadata.stored_xxh3:
+        raise CorruptLog(name, f"stored content with XXH3 {metadata.stored_xxh3}, found {stored.hexdigest()}")
+
+
+def _ranges(store: Store, name: str) -> Iterator[Coroutine[Any, Any, bytes | None]]:
+    """Without end, for nobody has said how large the object is: the first short one is the last."""
+    return (store.get_range(name, start, CHUNK_BYTES) for start in count(0, CHUNK_BYTES))
+
+
+def _content(metadata: Metadata) -> tuple[object, ...]:
+    """What is the same whoever packs the snapshot: not the date and the nonce, nor how it is compressed."""
+    return (
+        metadata.cluster_id,
+        metadata.term,
+        metadata.previous_sha256,
+        metadata.state_checksum,
+        metadata.raw_size_bytes,
+        metadata.raw_sha256,
+    )
+
+
+async def _move_marker(store: Store, epoch: int) -> None:
+    """To the newest: an upload may have taken so long that others were faster with a newer one."""
+    marked = names.parse_marker(await store.get(names.LAST_SNAPSHOT))
+    newer = marked is not None and marked > epoch
+    if not newer or await store.get_range(names.snapshot(marked or 0), 0, 1) is None:
+        await store.put(names.LAST_SNAPSHOT, names.marker(epoch))
 
 
 async def download(

@@ -6,16 +6,19 @@ from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.restore import carried_through, load_snapshot, position_of_snapshot, restore, restore_at
+from littlebigcluster.roles.snapshotter import Made, Snapshotter
 from littlebigcluster.roles.strong import SharedProof
 
 __all__ = [
     "Follower",
     "Leadership",
     "LocalCopy",
+    "Made",
     "OnBytes",
     "Restored",
     "SharedProof",
     "SinceSnapshot",
+    "Snapshotter",
     "Timing",
     "apply_entry",
     "carried_through",

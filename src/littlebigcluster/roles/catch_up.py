@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from littlebigcluster.database import Replica, StateMismatch, WalError, check_sqlite_version, parse
 from littlebigcluster.epochs import (
@@ -42,8 +43,12 @@ class SinceSnapshot:
     size_bytes: int
     log_epochs: int = 0
     log_bytes: int = 0
+    first_at: datetime | None = None
+    """When the first epoch after the snapshot that is known here was written, by its leader's clock."""
 
-    def add(self, size_bytes: int, epochs: int = 1) -> None:
+    def add(self, size_bytes: int, written_at: datetime, epochs: int = 1) -> None:
+        if self.first_at is None or not self.log_epochs:
+            self.first_at = written_at
         self.log_epochs += epochs
         self.log_bytes += size_bytes
 
@@ -154,7 +159,7 @@ async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -
         check_link(entry.metadata, restored.position, name=step.name)
     await asyncio.to_thread(_apply_restoring, restored.replica, entry, step)
     restored.position, restored.metadata = end_of(entry), entry.metadata
-    restored.since_snapshot.add(entry.size_bytes, epochs=step.last - step.first + 1)
+    restored.since_snapshot.add(entry.size_bytes, entry.metadata.created_at, step.last - step.first + 1)
 
 
 def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> None:

@@ -58,13 +58,14 @@ class Leadership:
         *,
         me: Leader,
         directory: Path,
+        snapshotter: Snapshotter,
         clock: Clock,
         on_epoch: Callable[[Metadata], None],
         on_leading: Callable[[], None],
         on_durable: Callable[[int, bytes], None],
     ) -> None:
         self._store, self._local, self._settings, self._identity = store, local, settings, identity
-        self._me, self._directory, self._clock = me, directory, clock
+        self._me, self._directory, self._snapshotter, self._clock = me, directory, snapshotter, clock
         self._on_epoch, self._on_leading, self._on_durable = on_epoch, on_leading, on_durable
         self.term = local.log.position.term + 1
         self.writer: Writer | None = None
@@ -134,9 +135,7 @@ class Leadership:
             logger.info("leading since epoch %d, term %d", self._local.epoch.value, self.term)
             self.writer = writer
             self._on_leading()
-            snapshotter = Snapshotter(
-                self._store, self._local, self._settings, scratch=self._directory, clock=self._clock
-            )
+            snapshotter = self._snapshotter
             kept = seconds(self._settings.retention)
             retention = Retention(self._store, self._local, kept, make_snapshot=snapshotter.make, clock=self._clock)
             compactor = Compactor(self._store, self._local, self._identity.settings.compression)

@@ -114,7 +114,7 @@ class LocalCopy:
         self.log.advance(position)
         self.advanced_at = self._clock.monotonic()
         self.metadata = metadata
-        self.since_snapshot.add(size_bytes, epochs)
+        self.since_snapshot.add(size_bytes, metadata.created_at, epochs)
         self.epoch._set(position.epoch)
 
     async def image(self) -> tuple[PageSource, Metadata, Position]:

@@ -281,7 +281,8 @@ async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) 
         if later.epochs and epoch_of(later.epochs[0]) != epoch + 1:
             raise CorruptLog(names.wal(epoch + 1), "the epoch after the local copy's")
         size = found.snapshots[0].size_bytes if found.snapshots else 0
-        since = SinceSnapshot(newest, size, log_epochs=max(0, epoch - newest))
+        before = sum(info.size_bytes for info in found.epochs if newest < epoch_of(info) <= epoch)
+        since = SinceSnapshot(newest, size, max(0, epoch - newest), before)
         position = Position(epoch, entry.metadata.term, entry.sha256)
         restored = Restored(replica, position, asked_at, entry.metadata, since)
         way = Way(later)
