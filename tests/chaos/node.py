@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tests.scenarios.host import Host
 
-DISK_BYTES = 24 << 20
+DISK_BYTES = 48 << 20
 START_SECONDS = 60.0
 FORGIVEN = ("No space left on device", "database or disk is full", "disk I/O error", "File too large")
 """What a node may end with whose disk is full."""
@@ -41,9 +41,9 @@ class Disk:
     def fill(self, pid: int | None) -> None:
         self.full = self.was_full = True
         if self.is_own:
-            with (self.directory / "ballast").open("wb") as file:
-                free = os.statvfs(self.directory)
-                os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize))
+            with (self.directory / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 20))
         elif pid is not None:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (64 << 10, resource.RLIM_INFINITY))
 
