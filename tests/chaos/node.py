@@ -144,6 +144,11 @@ class ChaosNode:
         if not without_store and not (self.disk.was_full and any(word in text for word in FORGIVEN)):
             self.inexcusable.append(why)
 
+    def unseen_failures(self) -> list[str]:
+        """What asyncio complains of in the log: a failure in the background that nobody has seen."""
+        lines = Path(self._log.name).read_text(errors="replace").splitlines()
+        return [f"node {self.number}: {line}" for line in lines if " asyncio: " in line]
+
     def signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)

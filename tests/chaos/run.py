@@ -106,7 +106,8 @@ class Run:
             await asyncio.sleep(0.1)
 
     async def _judge(self) -> None:
-        self.problems += [why for node in self.site.nodes for why in node.inexcusable]
+        for node in self.site.nodes:
+            self.problems += node.inexcusable + node.unseen_failures()
         hosts = [node.host for node in self.site.nodes if node.host is not None]
         try:
             for host in hosts:

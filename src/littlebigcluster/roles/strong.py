@@ -21,12 +21,14 @@ class SharedProof:
         """Raises what `prove` raises."""
         if self._next is None:
             self._next = asyncio.create_task(self._run(self._running))
+            self._next.add_done_callback(_seen)
         # Shielded: a caller that gives up does not spoil it for the others.
         await asyncio.shield(self._next)
 
     async def _run(self, former: asyncio.Task[None] | None) -> None:
         if former is not None:
             await asyncio.wait([former])
+            del former  # or a failure of this one would keep it, and all before it
         # From here on it is too late to join this one.
         self._running, self._next = self._next, None
         await self._prove()
@@ -37,3 +39,9 @@ class SharedProof:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Those who asked may have given up before; then nobody wants to know."""
+    if not task.cancelled():
+        task.exception()
