@@ -36,12 +36,14 @@ from littlebigcluster.errors import (
     WrongCluster,
 )
 from littlebigcluster.settings import ClusterSettings, NodeSettings
+from littlebigcluster.store import Check, Examination, examine_store
 from littlebigcluster.version import __version__
 from littlebigcluster.watch import Watch
 
 __all__ = [
     "Aborted",
     "AlreadyInitialized",
+    "Check",
     "Cluster",
     "ClusterSettings",
     "CorruptLog",
@@ -49,6 +51,7 @@ __all__ = [
     "DirectoryInUse",
     "Done",
     "EpochTooLarge",
+    "Examination",
     "Fenced",
     "FormatTooNew",
     "Join",
@@ -73,4 +76,5 @@ __all__ = [
     "Watch",
     "WrongCluster",
     "__version__",
+    "examine_store",
 ]

@@ -2,6 +2,7 @@
 
 from .base import Created, CreateOutcome, Exists, ObjectInfo, Store, Unknown
 from .directory import DirectoryStore
+from .doctor import Check, Examination, examine_store
 from .faulty import Fault, Faulty
 from .object_store import ObjectStore
 from .once import Mine, NoLongerValid, Resolution, Theirs, Unresolved, put_if_absent
@@ -12,10 +13,12 @@ from .scoped import Scoped
 from .wrappers import Counting, Latency, LogNormal, Slow, Wrapper
 
 __all__ = [
+    "Check",
     "Counting",
     "CreateOutcome",
     "Created",
     "DirectoryStore",
+    "Examination",
     "Exists",
     "Fault",
     "Faulty",
@@ -34,6 +37,7 @@ __all__ = [
     "Unknown",
     "Unresolved",
     "Wrapper",
+    "examine_store",
     "open_store",
     "probe_exists",
     "probe_race",

@@ -118,6 +118,11 @@ class DirectoryStore:
         if paths:
             await self._run(f"delete {len(paths)} objects", lambda: disk.remove(paths), len(paths) << 10)
 
+    async def prune(self, prefix: str) -> None:
+        """Remove the empty directories at and below `prefix`: for whoever made that prefix, and is alone there."""
+        path = self._path(prefix)
+        await self._run(f"prune {prefix}", lambda: disk.prune(path))
+
     async def close(self) -> None:
         # What waits is carried out: temporary files are closed and removed there too.
         self._pool.shutdown(wait=False)

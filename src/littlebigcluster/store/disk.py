@@ -107,6 +107,13 @@ def remove(paths: Iterable[Path]) -> None:
         sync_directory(parent)
 
 
+def prune(root: Path) -> None:
+    """Remove `root` and the directories below it, as far as they are empty."""
+    for directory, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
     """The objects below `root`, unsorted; see `Store.list`."""
     pending = [prefix.rpartition("/")[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import StoreUnavailable, UnsafeStore
@@ -16,6 +17,10 @@ RACERS = 16
 DEADLINE_SECONDS = 30.0
 
 
+class Broken(Exception):
+    """The store has broken a promise; the text says how (inside this package only)."""
+
+
 async def probe_race(store: Store, *, clock: Clock) -> None:
     """Let many writers create one fresh key at once, over connections of their own, a few times: exactly one may
     win each time, and all the others must read the winner's bytes.
@@ -25,27 +30,31 @@ async def probe_race(store: Store, *, clock: Clock) -> None:
     """
     for _ in range(ROUNDS):
         key = f".lbc/probe-{clock.token(8).hex()}"
-        bodies = [f"{racer} {clock.token(16).hex()}".encode() for racer in range(RACERS)]
         try:
-            await _race(store, key, bodies, clock)
+            await race([store], key, racers=RACERS, clock=clock)
+        except Broken as broken:
+            raise _unsafe(store, str(broken)) from None
         finally:
             with contextlib.suppress(StoreUnavailable):
                 await store.delete([key])
 
 
-async def _race(store: Store, key: str, bodies: list[bytes], clock: Clock) -> None:
-    racers = [_racer(store, key, body, clock) for body in bodies]
+async def race(clients: Sequence[Store], key: str, *, racers: int, clock: Clock, padding: bytes = b"") -> None:
+    """One race for the fresh `key`, by racers that are spread over the clients. Raises Broken, StoreUnavailable."""
+    bodies = [f"{racer} {clock.token(16).hex()}".encode() + padding for racer in range(racers)]
+    running = [_racer(clients[index % len(clients)], key, body, clock) for index, body in enumerate(bodies)]
     # `gather`, not a TaskGroup: every racer must end before the key is deleted, or a late one creates it again.
-    results = await asyncio.gather(*racers, return_exceptions=True)
+    results = await asyncio.gather(*running, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
     winners = [body for body, result in zip(bodies, results, strict=True) if isinstance(result, Mine)]
     if len(winners) != 1:
-        raise _unsafe(store, f"{len(winners)} of {len(bodies)} concurrent creates of {key} succeeded")
-    read = {result.body for result in results if isinstance(result, Theirs)} | {await store.get(key)}
+        raise Broken(f"{len(winners)} of {len(bodies)} concurrent creates of {key} succeeded")
+    read: set[bytes | None] = {result.body for result in results if isinstance(result, Theirs)}
+    read |= {await client.get(key) for client in clients}
     if read != {winners[0]}:
-        raise _unsafe(store, f"{key} did not read as what its only creator wrote")
+        raise Broken(f"{key} did not read as what its only creator wrote")
 
 
 async def _racer(store: Store, key: str, body: bytes, clock: Clock) -> Mine | Theirs:
