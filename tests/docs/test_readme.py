@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def check(words: list[str]) -> None:
             check_make(words[1:])
         case "lbc":
             check_lbc(words[1:])
+        case "python" if words[1] == "-m":
+            assert find_spec(words[2])
         case "python" | "bash" | ".venv/bin/python":
             assert (ROOT / words[1]).exists()
         case name:

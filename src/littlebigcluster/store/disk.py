@@ -111,7 +111,7 @@ def prune(root: Path) -> None:
     """Remove `root` and the directories below it, as far as they are empty."""
     for directory, _, _ in os.walk(root, topdown=False):
         with contextlib.suppress(OSError):
-            os.rmdir(directory)
+            Path(directory).rmdir()
 
 
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[ObjectInfo]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import StoreUnavailable
 from littlebigcluster.store.base import Store
 from littlebigcluster.store.once import Mine, Theirs, put_if_absent
 from littlebigcluster.store.probe import DEADLINE_SECONDS, Broken
+
+T = TypeVar("T")
 
 
 class Doubtful(Exception):
@@ -40,7 +43,16 @@ class Bench:
 
     async def all_get(self, key: str) -> list[bytes | None]:
         """What every client reads at the same time."""
-        return await asyncio.gather(*(client.get(key) for client in self.clients))
+        return await all_of(client.get(key) for client in self.clients)
+
+
+async def all_of(requests: Iterable[Awaitable[T]]) -> list[T]:
+    """The results. When one fails the others still end first, so that none acts after the trial."""
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[T]", results)
 
 
 async def created(bench: Bench, key: str, body: bytes) -> None:

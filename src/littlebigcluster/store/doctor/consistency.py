@@ -7,7 +7,7 @@ import asyncio
 from littlebigcluster.store.base import Created, Store
 from littlebigcluster.store.probe import Broken, race
 
-from .bench import Bench, created
+from .bench import Bench, all_of, created
 
 MIB = 1 << 20
 
@@ -82,20 +82,24 @@ async def objects_are_whole(bench: Bench) -> str:
     await bench.first.put("whole", bodies[0])
     written = asyncio.Event()
 
-    async def write() -> None:
+    async def write() -> tuple[int, int]:
         try:
             for body in bodies:
                 await bench.first.put("whole", body)
         finally:
             written.set()
+        return 0, 0
 
-    async def read(client: Store) -> int:
-        reads = 0
+    async def read(client: Store) -> tuple[int, int]:
+        """How many reads, and how many of them were of no version."""
+        reads = torn = 0
         while not written.is_set() or reads == 0:
-            if await client.get("whole") not in bodies:
-                raise Broken("an object that was being replaced read as neither its old nor its new bytes")
+            torn += await client.get("whole") not in bodies
             reads += 1
-        return reads
+        return reads, torn
 
-    _, *reads = await asyncio.gather(write(), *map(read, bench.clients))
-    return f"{sum(filter(None, reads))} reads during {len(bodies)} overwrites, each of one version"
+    counts = await all_of([write(), *map(read, bench.clients)])
+    reads, torn = (sum(each[index] for each in counts) for index in (0, 1))
+    if torn:
+        raise Broken(f"an object that was being replaced read as neither old nor new bytes, {torn} of {reads} times")
+    return f"{reads} reads during {len(bodies)} overwrites, each of one version"

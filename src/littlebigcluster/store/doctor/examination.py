@@ -118,7 +118,7 @@ async def examine(
     checks: list[Check] = []
     try:
         for promise in PROMISES:
-            if checks and (checks[0].outcome == "fail" or checks[-1].outcome == "unknown"):
+            if _is_hopeless(checks):
                 checks.append(_check(promise, "unknown", "not tried after what came before"))
                 continue
             if on_check is not None:
@@ -134,6 +134,12 @@ async def examine(
             await clients[0].prune(prefix)
     requests = sum((each.requests for each in counting), Counter[Operation]())
     return Examination(clients[0].url, tuple(checks), bench.figures, dict(requests), _cost_dollars(requests))
+
+
+def _is_hopeless(checks: Sequence[Check]) -> bool:
+    """Whether to spare the rest: nothing can be written, or the store has stopped answering."""
+    nothing_written = bool(checks) and checks[0].outcome in ("fail", "unknown")
+    return nothing_written or [check.outcome for check in checks[-2:]] == ["unknown", "unknown"]
 
 
 async def _examined(promise: Promise, bench: Bench) -> Check:
