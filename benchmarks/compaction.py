@@ -50,6 +50,28 @@ class File:
         yield self.path.read_bytes()
 
 
+class Instant(Wrapper):
+    """Keeps what is put in a dictionary: nothing of this is to be measured."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._objects: dict[str, bytes] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        return self._objects.get(key)
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        body = self._objects.get(key)
+        return None if body is None else body[start : start + length]
+
+    async def put(self, key: str, body: bytes) -> None:
+        self._objects[key] = body
+
+    async def list(self, prefix: str, start_after: str = "") -> list[ObjectInfo]:
+        found = sorted(key for key in self._objects if key.startswith(prefix) and key > start_after)
+        return [ObjectInfo(key, len(self._objects[key]), BEGIN) for key in found]
+
+
 class Unmerged(Wrapper):
     """The store as it would be without merged epochs."""
 
@@ -173,7 +195,7 @@ async def join(store: Store, log: GrowingLog, directory: Path) -> Joined:
 
 
 async def measure(heads: list[int], rows: int, row_bytes: int, directory: Path) -> None:
-    store = open_store("memory://", clock=CLOCK)
+    store = Instant(open_store("memory://", clock=CLOCK))
     log = GrowingLog(directory, store, rows, row_bytes)
     await log.begin()
     compactor = log.compactor()

@@ -19,7 +19,7 @@ import littlebigcluster as lbc
 from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, MergedMetadata, Metadata, names
 from littlebigcluster.epochs.merged import FANOUT, LEVELS
 from littlebigcluster.epochs.pins import Pin
-from littlebigcluster.roles.compactor import MAX_MERGED_BYTES
+from littlebigcluster.roles.merger import MAX_MERGED_BYTES
 from littlebigcluster.roles.retention import STANDING_SECONDS
 from littlebigcluster.settings import Compression
 from tests.docs.documents import DOCS, blocks, code, section, table

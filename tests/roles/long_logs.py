@@ -57,6 +57,12 @@ class LongLog:
         self.epoch: Watch[int] = Watch(0)
 
     @property
+    def local(self) -> Any:
+        """What the loops of a leader want to know of its local copy."""
+        metadata = SimpleNamespace(page_size=self.page_size)
+        return SimpleNamespace(epoch=self.epoch, metadata=metadata, cluster_id="lol")
+
+    @property
     def head(self) -> int:
         return self.epoch.value
 
@@ -111,9 +117,7 @@ class LongLog:
 
     def compactor(self, store: Store | None = None, done: int = 0) -> Compactor:
         """What a leader runs that began to lead at epoch `done`."""
-        metadata = SimpleNamespace(page_size=self.page_size)
-        local: Any = SimpleNamespace(epoch=self.epoch, metadata=metadata, cluster_id="lol")
-        made = Compactor(store or self.store, local, "zstd")
+        made = Compactor(store or self.store, self.local, "zstd")
         made._done = done
         return made
 

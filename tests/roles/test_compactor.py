@@ -10,16 +10,30 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.clocks import HandClock
+from tests.dated import Dated
 from tests.dying import Dying
 from tests.roles.long_logs import LongLog, small_spans
 
 from littlebigcluster import Cluster
 from littlebigcluster.database import parse
 from littlebigcluster.database.wal import to_wal
-from littlebigcluster.epochs import Entry, MergedMetadata, Span, codec, merged, names, survey_after, survey_all
+from littlebigcluster.epochs import (
+    Entry,
+    MergedMetadata,
+    Span,
+    codec,
+    epoch_of,
+    merged,
+    names,
+    retained,
+    survey_after,
+    survey_all,
+)
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
-from littlebigcluster.roles import compactor
+from littlebigcluster.roles import compactor, merger
 from littlebigcluster.roles.compactor import undone
+from littlebigcluster.roles.retention import STANDING_SECONDS, Retention
 from littlebigcluster.store import Counting, Store
 
 __all__ = ["small_spans"]
@@ -107,6 +121,40 @@ async def test_every_epoch_is_restored_whatever_has_become_of_merged_objects(see
     assert await log.restored(tmp_path) == log.states[-1]
     for each in (log, other):
         each.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_retention_leaves_what_is_needed_to_restore_every_epoch_that_it_keeps(seed: int, tmp_path: Path) -> None:
+    store, clock, random = Dated(), HandClock(), Random(seed)
+    log = await LongLog(tmp_path, seed, store).begin()
+    retention = Retention(store, log.local, 3600.0, make_snapshot=log.snapshot, clock=clock)
+    compactor = log.compactor()
+    while log.head < 80:
+        store.pass_time(180)
+        await log.write(1)
+        if random.random() < 0.1:
+            await log.snapshot()
+        if log.head % 4 == 0 and random.random() < 0.9:
+            await compactor.make_pass()
+        if random.random() < 0.1:
+            clock.sleep_machine(STANDING_SECONDS + 1)
+            await retention.make_pass()
+        if random.random() < 0.05:
+            found = await retained(store)
+            first = epoch_of(found.snapshots[-1])
+            epoch = random.randrange(first, log.head + 1)
+            assert await log.restored(tmp_path, epoch) == log.states[epoch]
+            assert await log.restored(tmp_path) == log.states[-1]
+    for _ in range(3):
+        clock.sleep_machine(STANDING_SECONDS + 1)
+        await retention.make_pass()
+    first = epoch_of((await retained(store)).snapshots[-1])
+    assert 0 < first <= log.head - 20
+    assert all(span.first > first for span in await log.merged())
+    assert Span(73, 76) in await log.merged()
+    for epoch in range(first, log.head + 1):
+        assert await log.restored(tmp_path, epoch) == log.states[epoch]
+    log.close()
 
 
 async def test_merged_objects_of_another_history_are_passed_over(
@@ -220,7 +268,8 @@ async def test_large_epochs_are_not_merged_nor_what_they_would_be_part_of(
     await log.write(32)
     stored = {names.parse(info.key)[1]: info.size_bytes for info in (await survey_all(log.store)).epochs}  # type: ignore[index]
     of_eight = sum(stored[epoch] for epoch in range(5, 9))
-    monkeypatch.setattr(compactor, "MAX_MERGED_BYTES", of_eight - 1)
+    for module in (merger, compactor):
+        monkeypatch.setattr(module, "MAX_MERGED_BYTES", of_eight - 1)
     await log.compactor().make_pass()
     made = await log.merged()
     assert Span(5, 8) not in made

@@ -2,7 +2,16 @@
 
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows, check_link
-from littlebigcluster.epochs.merged import Span, complete, end_of, fetch_merged, read_merged, span_of, steps
+from littlebigcluster.epochs.merged import (
+    Span,
+    check_merged,
+    complete,
+    end_of,
+    fetch_merged,
+    read_merged,
+    span_of,
+    steps,
+)
 from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, MergedMetadata, Metadata
 from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, moment, retained
 from littlebigcluster.epochs.prefetch import in_order
@@ -37,6 +46,7 @@ __all__ = [
     "Survey",
     "check_follows",
     "check_link",
+    "check_merged",
     "complete",
     "end_of",
     "epoch_of",

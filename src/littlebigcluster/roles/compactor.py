@@ -13,45 +13,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import replace
 
-from littlebigcluster.database import Merging, WalError, parse
 from littlebigcluster.epochs import (
-    Entry,
-    MergedMetadata,
-    Position,
     Span,
     Survey,
-    check_follows,
-    check_link,
-    codec,
     complete,
-    end_of,
     epoch_of,
-    fetch_merged,
     in_order,
     merged,
     span_of,
     survey_after,
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
-from littlebigcluster.roles.catch_up import read_epoch
 from littlebigcluster.roles.local import LocalCopy
+from littlebigcluster.roles.merger import MAX_MERGED_BYTES, Merger, NotMerged
 from littlebigcluster.settings import Compression
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
 
-MAX_MERGED_BYTES = 16 << 20
-"""Of pages in a merged object, and of the epochs, as they are stored, that make a smallest one. What is larger is not
-merged: to read such epochs one by one is no burden, and readers hold several merged objects in memory."""
-
 _WINDOW = 4
+_BATCH_BYTES = 1 << 20
+"""For a thread at once: most epochs are far too small for one each."""
 _RETRY_SECONDS = 30.0
-
-
-class _NotMerged(Exception):
-    """There is nothing to be gained, or parts are not there."""
 
 
 class Compactor:
@@ -92,7 +76,7 @@ class Compactor:
         """Write the merged object, unless there is nothing to be gained. Raises StoreUnavailable."""
         try:
             body = await self._merged(span)
-        except _NotMerged as reason:
+        except NotMerged as reason:
             logger.debug("epochs %d to %d are not merged: %s", span.first, span.last, reason)
             return
         except (CorruptLog, FormatTooNew) as error:
@@ -102,44 +86,24 @@ class Compactor:
         logger.debug("merged epochs %d to %d: %d bytes", span.first, span.last, len(body))
 
     async def _merged(self, span: Span) -> bytes:
-        """The merged object. Reads the parts, the last one first, until it is too large."""
-        reads = (self._read(part) for part in reversed(span.parts))
-        merging: Merging | None = None
-        entries: list[Entry] = []
-        async with contextlib.aclosing(in_order(reads, window=_WINDOW)) as parts:  # type: ignore[type-var]
-            async for entry in parts:
-                if entries:
-                    check_link(entries[-1].metadata, end_of(entry), name=entries[-1].metadata.name)
-                merging = await asyncio.to_thread(self._take, merging, entry)
-                entries.append(replace(entry, raw=b""))
-                stored_bytes = sum(entry.size_bytes for entry in entries) if span.is_smallest else 0
-                if max(merging.size_bytes, stored_bytes) > MAX_MERGED_BYTES:
-                    raise _NotMerged("they are too large")
-        assert merging is not None
-        return await asyncio.to_thread(encode, merging, entries[::-1], self._compression)
+        """The merged object. Reads the parts, the last one first, until they are too large."""
+        cluster_id, page_size = self._local.cluster_id, self._local.metadata.page_size
+        merger = Merger(span, cluster_id=cluster_id, page_size=page_size)
+        parts = span.parts[::-1]
+        batch: list[tuple[Span, bytes | None]] = []
+        reads = in_order((self._store.get(part.name) for part in parts), window=_WINDOW)
+        async with contextlib.aclosing(reads) as bodies:  # type: ignore[type-var]
+            for part in parts:
+                batch.append((part, await anext(bodies)))
+                if part == parts[-1] or sum(len(body or b"") for _, body in batch) >= _BATCH_BYTES:
+                    await asyncio.to_thread(_take, merger, batch)
+                    batch = []
+        return await asyncio.to_thread(merger.encode, self._compression)
 
-    async def _read(self, part: Span) -> Entry:
-        if part.first == part.last:
-            entry = await read_epoch(self._store, part.first)
-            at = Position(part.first - 1, 0, entry.metadata.previous_sha256)
-            check_follows(entry, at, cluster_id=self._local.cluster_id)
-            return entry
-        found = await fetch_merged(self._store, part, cluster_id=self._local.cluster_id)
-        if found is None:
-            raise _NotMerged(f"{part.name} is not there")
-        return found
 
-    def _take(self, merging: Merging | None, entry: Entry) -> Merging:
-        try:
-            wal = parse(entry.raw, page_size=self._local.metadata.page_size)
-        except WalError as error:
-            raise CorruptLog(
-                entry.metadata.name, f"{error.expected} (in its content, at byte {error.offset})"
-            ) from error
-        if merging is None:
-            return Merging(wal)
-        merging.add(wal)
-        return merging
+def _take(merger: Merger, batch: list[tuple[Span, bytes | None]]) -> None:
+    for part, body in batch:
+        merger.take(part, body)
 
 
 def undone(found: Survey, after: int, head: int) -> list[Span]:
@@ -159,37 +123,3 @@ def undone(found: Survey, after: int, head: int) -> list[Span]:
             left.append(span)
             there.add(span)
     return left
-
-
-def encode(merging: Merging, entries: list[Entry], compression: Compression) -> bytes:
-    """The object that holds these `entries`, which are merged in `merging`. Nothing in it but the compression depends
-    on who makes it, or when."""
-    first, last = entries[0].metadata, entries[-1].metadata
-    last_sha256 = end_of(entries[-1]).sha256
-    raw = merging.result(salt=bytes.fromhex(last_sha256)[:8])
-    compressor = codec.Compressor(compression)
-    stored = b"".join(compressor.feed([raw]))
-    versions = [each.metadata.min_sqlite_version for each in entries]
-    metadata = MergedMetadata(
-        kind="merged",
-        cluster_id=last.cluster_id,
-        epoch=last.epoch,
-        term=last.term,
-        leader=last.leader,
-        created_at=last.created_at,
-        nonce=last_sha256[:32],
-        transactions=sum(each.metadata.transactions for each in entries),
-        pages=parse(raw).frames,
-        page_size=last.page_size,
-        database_pages=last.database_pages,
-        raw_size_bytes=compressor.raw_size_bytes,
-        raw_sha256=compressor.raw_sha256,
-        stored_xxh3=compressor.stored_xxh3,
-        previous_sha256=first.previous_sha256,
-        state_checksum=last.state_checksum,
-        min_sqlite_version=max(versions, key=lambda version: tuple(map(int, version.split(".")))),
-        compression=compression,
-        first_epoch=first.first_epoch if isinstance(first, MergedMetadata) else first.epoch,
-        last_sha256=last_sha256,
-    )
-    return codec.encode_header(metadata) + stored
