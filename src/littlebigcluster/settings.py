@@ -127,8 +127,9 @@ class NodeSettings:
     """A snapshot is made when the log since the last one is larger than this times the snapshot, and at
     least 1 MiB. Smaller means faster joins and more uploads."""
 
-    snapshot_epochs: int = 1000
-    """A snapshot is made at the latest after so many epochs. A join fetches at most about so many objects."""
+    snapshot_epochs: int = 10_000
+    """A snapshot is made at the latest after so many epochs. Since small epochs are merged, a join then fetches at most
+    a few hundred objects, and lists one row for each epoch."""
 
     snapshot_age: Duration = 86400.0
     """Seconds after the first epoch since the last snapshot after which one is made, however little was written: at

@@ -42,7 +42,7 @@ DROPPED = "dropped"
 """A file of this name beside a replica says that nobody may use it any more."""
 
 _MAX_CATCH_UP = 1000
-"""A former copy further behind than this is not worth keeping; a snapshot is nearer."""
+"""A former copy that lacks more objects than this is not worth keeping; a snapshot is nearer."""
 
 
 async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
@@ -275,9 +275,10 @@ async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) 
             raise CorruptLog(str(path), f"state checksum {entry.metadata.state_checksum}: the local copy is damaged")
         found = await survey(store)
         newest = epoch_of(found.snapshots[0]) if found.snapshots else 0
-        if found.head - epoch > _MAX_CATCH_UP and newest > epoch:
-            raise CorruptLog(str(path), f"an epoch near the head {found.head}, found {epoch}")
         later = await survey_after(store, epoch)
+        way = Way(later)
+        if newest > epoch and len(way.steps(epoch + 1, way.head)) > _MAX_CATCH_UP:
+            raise CorruptLog(str(path), f"an epoch near the head {found.head}, found {epoch}")
         if later.epochs and epoch_of(later.epochs[0]) != epoch + 1:
             raise CorruptLog(names.wal(epoch + 1), "the epoch after the local copy's")
         size = found.snapshots[0].size_bytes if found.snapshots else 0
@@ -285,7 +286,6 @@ async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) 
         since = SinceSnapshot(newest, size, max(0, epoch - newest), before)
         position = Position(epoch, entry.metadata.term, entry.sha256)
         restored = Restored(replica, position, asked_at, entry.metadata, since)
-        way = Way(later)
         await catch_up(store, restored, way, way.head, cluster_id=identity.cluster_id)
         return restored
     except BaseException:
