@@ -1,10 +1,10 @@
-"""What a join reads, and how long it takes, over few and many epochs since the snapshot, with and without merged ones.
+"""What a join reads, and how long it takes, after few and many epochs, with and without merged ones and snapshots.
 
     python benchmarks/compaction.py [--epochs 10 1000 100000] [--rows 4000] [--row-bytes 800]
 
-Each epoch is a transaction of SQLite that changes one row. There is one snapshot, before the first epoch: as if none
-had been made since, or as when a point between two snapshots is restored. The store is in memory, where a request takes
-no time; what it would take on S3 is computed from the number of requests, and said to be.
+Each epoch is a transaction of SQLite that changes one row. Without snapshots there is only the one before the first
+epoch: the worst that a restore between two snapshots can meet. With them it is a join by default settings. The store
+takes no time; what it would take on S3 is computed from the number of requests, and said to be.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from littlebigcluster import ClusterSettings
+from littlebigcluster import ClusterSettings, NodeSettings
 from littlebigcluster.clock import Clock, seeded
 from littlebigcluster.database import Primary, StateChecksum, Wal, parse, write_initial_database
 from littlebigcluster.epochs import Identity, Metadata, Position, codec, names
-from littlebigcluster.roles import restore
+from littlebigcluster.roles import SinceSnapshot, restore
 from littlebigcluster.roles.compactor import Compactor
+from littlebigcluster.roles.snapshotter import is_due
 from littlebigcluster.store import ObjectInfo, Store, open_store
 from littlebigcluster.store.wrappers import Counting, Wrapper
 from littlebigcluster.watch import Watch
@@ -72,12 +73,27 @@ class Instant(Wrapper):
         return [ObjectInfo(key, len(self._objects[key]), BEGIN) for key in found]
 
 
-class Unmerged(Wrapper):
-    """The store as it would be without merged epochs."""
+class View(Wrapper):
+    """The store as it would be without merged epochs, or without snapshots but the first."""
+
+    def __init__(self, store: Store, *, merged: bool, snapshots: bool) -> None:
+        super().__init__(store)
+        self._merged, self._snapshots = merged, snapshots
+        self.lists = 0
+        """Requests, if each shows so many rows."""
 
     async def list(self, prefix: str, start_after: str = "") -> list[ObjectInfo]:
-        listed = await super().list(prefix, start_after)
-        return [info for info in listed if names.parse_merged(info.key) is None]
+        found = [info for info in await super().list(prefix, start_after) if self._shows(info.key)]
+        self.lists += max(1, -(-len(found) // LISTED))
+        return found
+
+    async def get(self, key: str) -> bytes | None:
+        return None if key == names.LAST_SNAPSHOT and not self._snapshots else await super().get(key)
+
+    def _shows(self, key: str) -> bool:
+        if names.parse_merged(key):
+            return self._merged
+        return self._snapshots or not key.endswith(".db") or key == names.snapshot(0)
 
 
 class GrowingLog:
@@ -101,8 +117,10 @@ class GrowingLog:
         self.checksum = StateChecksum(PAGE_SIZE)
         self.checksum.feed(start.read_bytes())
         self.database_bytes = start.stat().st_size
-        self._primary = Primary.create(directory / "primary.db", File(start), clock=CLOCK)
+        self._path = directory / "primary.db"
+        self._primary = Primary.create(self._path, File(start), clock=CLOCK)
         self.position = Position(0, 0, "")
+        self._since = SinceSnapshot(0, 0)
         self.epoch: Watch[int] = Watch(0)
 
     def _value(self) -> str:
@@ -113,6 +131,7 @@ class GrowingLog:
         body = self._object("db", self._start.read_bytes(), 0)
         await self.store.put(names.snapshot(0), body)
         self.position = Position(0, 0, hashlib.sha256(body).hexdigest())
+        self._since = SinceSnapshot(0, len(body))
 
     async def grow(self, head: int) -> None:
         """Up to this epoch."""
@@ -127,7 +146,16 @@ class GrowingLog:
             body = self._object("wal", bytes(raw), epoch, wal)
             await self.store.put(names.wal(epoch), body)
             self.position = Position(epoch, 1, hashlib.sha256(body).hexdigest())
+            self._since.add(len(body), BEGIN)
+            if is_due(self._since, NodeSettings(), BEGIN):
+                await self._snapshot(epoch)
         self.epoch._set(head)
+
+    async def _snapshot(self, epoch: int) -> None:
+        body = self._object("db", self._path.read_bytes(), epoch)
+        await self.store.put(names.snapshot(epoch), body)
+        await self.store.put(names.LAST_SNAPSHOT, names.marker(epoch))
+        self._since = SinceSnapshot(epoch, len(body))
 
     def _object(self, kind: Any, raw: bytes, epoch: int, wal: Wal | None = None) -> bytes:
         compressor = codec.Compressor("zstd")
@@ -179,9 +207,9 @@ class Joined:
         return self.seconds + self.gets * GET_SECONDS / IN_PARALLEL + self.lists * LIST_SECONDS
 
 
-async def join(store: Store, log: GrowingLog, directory: Path) -> Joined:
-    counting = Counting(store)
-    rows = len(await store.list(names.LOG_PREFIX))
+async def join(log: GrowingLog, directory: Path, *, merged: bool, snapshots: bool) -> Joined:
+    view = View(log.store, merged=merged, snapshots=snapshots)
+    counting = Counting(view)
     start = time.monotonic()
     restored = await restore(counting, log.identity, directory, clock=CLOCK, afresh=True)
     seconds = time.monotonic() - start
@@ -190,45 +218,38 @@ async def join(store: Store, log: GrowingLog, directory: Path) -> Joined:
     assert f"{log.checksum.value:016x}" == restored.metadata.state_checksum
     await asyncio.to_thread(shutil.rmtree, restored.replica.path.parent)
     gets = counting.requests["get"] + counting.requests["get_range"]
-    lists = (counting.requests["list"] - 1) + -(-rows // LISTED)
-    return Joined(seconds, gets, lists, counting.read_bytes)
+    return Joined(seconds, gets, view.lists, counting.read_bytes)
 
 
 async def measure(heads: list[int], rows: int, row_bytes: int, directory: Path) -> None:
-    store = Instant(open_store("memory://", clock=CLOCK))
-    log = GrowingLog(directory, store, rows, row_bytes)
+    log = GrowingLog(directory, Instant(open_store("memory://", clock=CLOCK)), rows, row_bytes)
     await log.begin()
     compactor = log.compactor()
     size = log.database_bytes
-    await join(store, log, directory)  # to warm up
-    alone = await join(store, log, directory)
-    print(f"a database of {size / 1e6:.1f} MB; to join where no epoch follows the snapshot: {alone.seconds:.3f} s")
-    print("                   objects  LISTs  MB read  x database  seconds  x snapshot   on S3, computed")
+    for _ in range(2):  # once to warm up
+        alone = await join(log, directory, merged=False, snapshots=False)
+    print(f"a database of {size / 1e6:.1f} MB; to join it without any epochs: {alone.seconds:.3f} s")
+    print("                           objects  LISTs  MB read  x database  seconds   on S3, computed")
     merging = 0.0
     for head in heads:
         await log.grow(head)
         start = time.monotonic()
         await compactor.make_pass()
         merging += time.monotonic() - start
-        plain, merged = await join(Unmerged(store), log, directory), await join(store, log, directory)
+        plain = await join(log, directory, merged=False, snapshots=False)
+        merged = await join(log, directory, merged=True, snapshots=False)
+        default = await join(log, directory, merged=True, snapshots=True)
         print(f"{head:7,} epochs")
-        for name, each in (("one by one", plain), ("merged", merged)):
-            read = f"{each.gets:9,} {each.lists:6,} {each.read_bytes / 1e6:8.1f} {each.read_bytes / size:11.1f}"
-            took = f"{each.seconds:8.2f} {each.seconds / alone.seconds:11.1f} {each.far_away_seconds:15.1f} s"
-            print(f"    {name:12} {read} {took}")
-        print(
-            f"    ratio        {plain.gets / merged.gets:9.1f}        {plain.read_bytes / merged.read_bytes:8.1f}"
-            f"             {plain.seconds / merged.seconds:8.1f}             "
-            f"{plain.far_away_seconds / merged.far_away_seconds:15.1f}"
-        )
-    listed = await store.list(names.LOG_PREFIX)
-    sizes = [
-        sum(info.size_bytes for info in listed if bool(names.parse_merged(info.key)) is kind) for kind in (False, True)
-    ]
-    print(
-        f"merging took {merging / heads[-1] * 1e6:.0f} us an epoch, and {sizes[1] / sizes[0] * 100:.0f}% more storage"
-        f" than the epochs and the snapshot"
-    )
+        for name, each in (("one by one", plain), ("merged", merged), ("merged, with snapshots", default)):
+            read = f"{each.gets:7,} {each.lists:6,} {each.read_bytes / 1e6:8.1f} {each.read_bytes / size:11.1f}"
+            print(f"    {name:23}{read} {each.seconds:8.2f} {each.far_away_seconds:15.1f} s")
+        ratios = f"{plain.gets / merged.gets:7.1f}        {plain.read_bytes / merged.read_bytes:8.1f}            "
+        far = f"{plain.far_away_seconds / merged.far_away_seconds:15.1f}"
+        print(f"    one by one / merged    {ratios} {plain.seconds / merged.seconds:8.1f} {far}")
+    listed = await log.store.list(names.LOG_PREFIX)
+    epochs = sum(info.size_bytes for info in listed if (names.parse(info.key) or ("",))[0] == "wal")
+    extra = sum(info.size_bytes for info in listed if names.parse_merged(info.key)) / epochs
+    print(f"merging took {merging / heads[-1] * 1e6:.0f} us an epoch, and {extra:.2f} x the storage of the epochs")
     log.close()
 
 
