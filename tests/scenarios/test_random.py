@@ -15,7 +15,10 @@ import pytest
 
 from littlebigcluster import LbcError
 from littlebigcluster.store import Fault
+from tests.roles.long_logs import small_spans
 from tests.scenarios.stage import WAIT, Actor, Stage, eventually, stage
+
+__all__ = ["small_spans"]  # many epochs are merged even in a short life
 
 SEEDS = (
     [int(os.environ["LBC_SEED"])] if "LBC_SEED" in os.environ else list(range(int(os.environ.get("LBC_SEEDS", "4"))))
@@ -127,7 +130,7 @@ class Life:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_nothing_acknowledged_is_lost_whatever_happens(seed: int) -> None:
+async def test_nothing_acknowledged_is_lost_whatever_happens(seed: int, small_spans: None) -> None:
     async with stage() as s:
         first = await s.leader()
         life = Life(s, seed)
@@ -152,8 +155,11 @@ async def test_nothing_acknowledged_is_lost_whatever_happens(seed: int) -> None:
                     break
                 await asyncio.sleep(0.05)
         await s.check()
+        verified = await s.cluster.verify(deep=True)
+        assert verified.findings == [], f"seed {seed}: {life.happened}"
         print(
             seed,
+            verified.merged,
             life.feed,
             {f: s.recorder.history.count(f) for f in ("acknowledged", "refused", "unknown")},  # type: ignore[arg-type]
             len(s.recorder.history.reads),
