@@ -6,6 +6,7 @@
     ├── WrongCluster          the place holds another cluster than the one expected
     ├── UnsafeStore           the store breaks a promise that safety rests on; it is refused
     ├── StoreUnavailable      the store does not answer, or refuses the request
+    ├── Overloaded            more is waiting than may; certainly not taken, back off and try again
     ├── NotLeader             only the leader can do this; certainly not written
     ├── Fenced                another node leads now; certainly not written
     ├── OutcomeUnknown        the write may or may not have taken effect
@@ -62,6 +63,11 @@ class StoreUnavailable(LbcError):
     def __init__(self, message: str, *, transient: bool = True) -> None:
         super().__init__(message)
         self.transient = transient
+
+
+class Overloaded(LbcError):
+    """More work is waiting than may (on this node, or on the leader), and this was not taken: certainly not written.
+    Whoever sends should wait a moment before trying again, longer each time, or send less."""
 
 
 class NotLeader(LbcError):

@@ -120,8 +120,13 @@ class NodeSettings:
     max_epoch_bytes: int = 64 << 20
     """Size of an epoch (uncompressed pages) above which a transaction is refused with `EpochTooLarge`."""
 
-    max_queued_writes: int = 100_000
-    """Writes that may wait on the leader; one more is refused with `StoreUnavailable`."""
+    max_queued_writes: int = 20_000
+    """Writes that may wait on the leader until they are sent to the store, and on each other node for the leader; one
+    more is refused with `Overloaded`. Divided by the writes per second that the leader manages, the longest wait."""
+
+    max_queued_bytes: int = 256 << 20
+    """Size of the statements and parameters of the writes that may wait, in the same places; what would exceed it is
+    refused with `Overloaded`, unless it would wait alone. What transaction functions hold is not known, nor counted."""
 
     snapshot_growth: float = 1.0
     """A snapshot is made when the log since the last one is larger than this times the snapshot, and at

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import Leader, NotLeader, OutcomeUnknown, PeerUnavailable, StoreUnavailable
+from littlebigcluster import Leader, NotLeader, OutcomeUnknown, Overloaded, PeerUnavailable, StoreUnavailable
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.forward import Forwarder
@@ -49,7 +49,7 @@ async def send(*answers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["StoreUnavailable", "DeadlineExceeded", "EpochTooLarge", "IntegrityError", "NotLeader"]
+    "kind", ["StoreUnavailable", "DeadlineExceeded", "EpochTooLarge", "IntegrityError", "NotLeader", "Overloaded"]
 )
 async def test_a_refusal_of_the_second_attempt_says_nothing_of_the_first(kind: str) -> None:
     with pytest.raises(OutcomeUnknown):
@@ -59,5 +59,7 @@ async def test_a_refusal_of_the_second_attempt_says_nothing_of_the_first(kind: s
 async def test_a_refusal_is_certain_when_nothing_was_sent_before() -> None:
     with pytest.raises(StoreUnavailable):
         await send(NEVER_SENT, refusal("StoreUnavailable"))
+    with pytest.raises(Overloaded):
+        await send(NEVER_SENT, refusal("Overloaded"))
     with pytest.raises(NotLeader):
         await send(NEVER_SENT)

@@ -14,7 +14,7 @@ from littlebigcluster import (
     EpochTooLarge,
     Node,
     NotAllowed,
-    StoreUnavailable,
+    Overloaded,
 )
 from tests.cluster.vocabulary import FOREVER, names_of, with_settings
 from tests.scenarios.stage import WAIT
@@ -185,7 +185,7 @@ async def test_too_many_waiting_writes_are_refused(node: Node) -> None:
     release = threading.Event()
     first = node.submit(lambda db: release.wait(WAIT))
     waiting = []
-    with pytest.raises(StoreUnavailable, match="max_queued_writes"):  # noqa: PT012
+    with pytest.raises(Overloaded, match="max_queued_writes"):  # noqa: PT012
         for _ in range(20):
             waiting.append(node.submit(lambda db: None))
     release.set()

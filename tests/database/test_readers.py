@@ -19,7 +19,7 @@ from littlebigcluster.database.primary import Primary
 from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica
 from littlebigcluster.database.wal import Wal, parse
-from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, SnapshotExpired
+from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, Overloaded, SnapshotExpired
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
@@ -185,6 +185,21 @@ async def test_a_queued_read_times_out_while_all_threads_are_busy(readers: Reade
     with pytest.raises(DeadlineExceeded):
         await readers.read("SELECT 1", timeout=0.05)
     release.set()
+    await asyncio.gather(*busy)
+
+
+async def test_reads_beyond_those_that_may_wait_are_refused(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("littlebigcluster.database.readers.MAX_WAITING", 3)
+    release = threading.Event()
+    busy = [asyncio.create_task(readers.run(lambda db: release.wait(5), timeout=5)) for _ in readers._serving]
+    await asyncio.sleep(0.05)
+    waiting = [asyncio.create_task(readers.read("SELECT 1", timeout=5)) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="3 reads are waiting"):
+        await readers.read("SELECT 1", timeout=5)
+    release.set()
+    assert await asyncio.gather(*waiting) == [[(1,)]] * 3
+    assert await readers.read("SELECT 1", timeout=5) == [(1,)]
     await asyncio.gather(*busy)
 
 

@@ -22,7 +22,7 @@ from littlebigcluster.errors import (
     Fenced,
     NotAllowed,
     OutcomeUnknown,
-    StoreUnavailable,
+    Overloaded,
 )
 
 MIB = 1 << 20
@@ -85,6 +85,11 @@ async def started(*pendings: Pending[Any]) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.ensure_future(_wait_for(pending)) for pending in pendings]
     await asyncio.sleep(0)
     return tasks
+
+
+async def taken(writer: Writer) -> None:
+    """What was executed is taken as a batch, as if to send it."""
+    await writer.close_batch(stamp(1))
 
 
 async def _wait_for(pending: Pending[Any]) -> Any:
@@ -261,11 +266,40 @@ async def test_too_many_waiting_writes_are_refused(make: Make) -> None:
     release = threading.Event()
     writer.submit(lambda db: release.wait(5), timeout=5)
     await asyncio.sleep(0.05)
-    for _ in range(3):
+    waiting = [writer.submit(count, timeout=5) for _ in range(2)]
+    with pytest.raises(Overloaded, match="max_queued_writes"):
         writer.submit(count, timeout=5)
-    with pytest.raises(StoreUnavailable, match="max_queued_writes"):
-        writer.submit(count, timeout=5)
+    assert waiting.pop().cancel()
+    writer.submit(count, timeout=5)
     release.set()
+
+
+async def test_too_many_bytes_of_waiting_writes_are_refused(make: Make) -> None:
+    writer = await make(max_queued_bytes=1000)
+    release = threading.Event()
+    writer.submit(lambda db: release.wait(5), timeout=5, size_bytes=600)
+    with pytest.raises(Overloaded, match="max_queued_bytes"):
+        writer.submit(count, timeout=5, size_bytes=401)
+    writer.submit(count, timeout=5, size_bytes=400)
+    release.set()
+    await taken(writer)
+    alone = writer.submit(count, timeout=5, size_bytes=5000)  # or nothing of that size could ever be written
+    with pytest.raises(Overloaded):
+        writer.submit(count, timeout=5, size_bytes=1)
+    await taken(writer)
+    assert await alone.peek() == 0
+
+
+async def test_executed_writes_count_until_they_are_taken_also_when_nobody_waits_for_them(make: Make) -> None:
+    """While the store hangs, the thread goes on with transactions that change nothing; it holds them all."""
+    writer = await make(max_queued_writes=3)
+    for _ in range(3):
+        with pytest.raises(OutcomeUnknown):
+            await writer.submit(count, timeout=0.1)
+    with pytest.raises(Overloaded):
+        writer.submit(count, timeout=5)
+    await taken(writer)
+    assert (await writer.submit(count, timeout=5).peek()) == 0
 
 
 async def test_time_out_before_it_began(writer: Writer) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -25,11 +26,12 @@ from littlebigcluster.errors import (
     LbcError,
     NotLeader,
     OutcomeUnknown,
+    Overloaded,
     PeerUnavailable,
     RequestTimeout,
     StoreUnavailable,
 )
-from littlebigcluster.net import Answer, Client, Refused, Request
+from littlebigcluster.net import RETRY_LATER, Answer, Client, Crowded, Refused, Request
 from littlebigcluster.watch import Watch
 
 _RETRY_SECONDS = 0.1
@@ -53,8 +55,12 @@ class Forwarder:
         me: UUID,
         run_here: Run,
         connect: Callable[[str], Client],
+        max_writes: int = 20_000,
+        max_bytes: int = 256 << 20,
         clock: Clock,
     ) -> None:
+        self._max_writes, self._max_bytes = max_writes, max_bytes
+        self._in_flight = self._in_flight_bytes = 0
         self._leader, self._me, self._run_here, self._connect, self._clock = leader, me, run_here, connect, clock
         self._client: Client | None = None
         self._address = ""
@@ -62,11 +68,35 @@ class Forwarder:
     async def send(self, work: Work, *, timeout: float, key: str | None = None) -> Done[Any]:
         """Have the work done by the leader, once for each key; wait for a leader if there is none.
 
-        Raises what the work raises, NotLeader (no leader in time: certainly not written), OutcomeUnknown with the
-        key (a new one if none is given), ValueError for a key that was used for other work.
+        Raises what the work raises, Overloaded (too much waits, here or there), NotLeader (no leader in time: both
+        certainly not written), OutcomeUnknown with the key (a new one if none is given), ValueError for a key that was
+        used for other work.
         """
         key = key if key is not None else self._clock.token().hex()
         body = to_json({"key": key, "kind": work.kind, "arguments": work.arguments})
+        with self._admitted(len(body)):
+            return await self._send(work, key, body, timeout)
+
+    @contextlib.contextmanager
+    def _admitted(self, size_bytes: int) -> Iterator[None]:
+        """Invariant: what is on its way to the leader, or waits for one, is bounded in number and size."""
+        if self._in_flight >= self._max_writes:
+            full = f"{self._in_flight} writes of this node are waiting for the leader already (max_queued_writes)"
+        elif self._in_flight and self._in_flight_bytes + size_bytes > self._max_bytes:
+            full = f"{self._in_flight_bytes} bytes of writes are waiting for the leader already (max_queued_bytes)"
+        else:
+            full = ""
+        if full:
+            raise Overloaded(f"{full}; this one was not sent, and is not written. Try again a little later")
+        self._in_flight += 1
+        self._in_flight_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._in_flight_bytes -= size_bytes
+
+    async def _send(self, work: Work, key: str, body: str, timeout: float) -> Done[Any]:
         give_up_at = self._clock.monotonic() + timeout
         maybe_written, last = False, "nobody led"
         while (left := give_up_at - self._clock.monotonic()) > 0:
@@ -84,6 +114,10 @@ class Forwarder:
                 return await self._once(leader, work, key, body, timeout=left)
             except (NotLeader, Fenced, Aborted) as error:
                 last = str(error)  # this attempt is certainly not written
+            except Overloaded as error:
+                if not maybe_written:
+                    raise
+                last = str(error)
             except OutcomeUnknown as error:
                 maybe_written, last = True, str(error)
             except PeerUnavailable as error:
@@ -141,7 +175,10 @@ def check_key(key: Any) -> str:
 
 async def serve_write(request: Request, run: Run) -> Answer:
     """POST /.lbc/write, on the leader."""
-    value = await request.json()
+    try:
+        value = await request.json()
+    except Crowded as refusal:
+        return _overloaded(Overloaded(f"the leader holds too much already: {refusal.reason}; the write was not taken"))
     kind = value.get("kind")
     if not isinstance(kind, str):
         raise Refused(400, "a write has a kind")
@@ -152,9 +189,15 @@ async def serve_write(request: Request, run: Run) -> Answer:
         raise Refused(400, f"this is no write ({type(error).__name__}: {str(error)[:200]})") from None
     try:
         done = await run(work, key, MAX_TIMEOUT_SECONDS)
+    except Overloaded as error:
+        return _overloaded(error)
     except Exception as error:  # a procedure may raise anything; the sender is to know
         return Answer.json(describe(error), status=503 if isinstance(error, NotLeader | StoreUnavailable) else 409)
     return Answer.json({"value": done.value, "epoch": done.epoch})
+
+
+def _overloaded(error: Overloaded) -> Answer:
+    return Answer.json(describe(error), 503, RETRY_LATER)
 
 
 def describe(error: Exception) -> dict[str, Any]:

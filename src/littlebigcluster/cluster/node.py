@@ -28,6 +28,7 @@ from littlebigcluster.cluster.writing import Writing
 from littlebigcluster.database import Done, StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, Point, find_epoch, names, retained
 from littlebigcluster.errors import (
+    Aborted,
     LbcError,
     NoMember,
     NotLeader,
@@ -90,6 +91,7 @@ class Node(Writing, Reading):
         self._stopping = False
         self._follower: Follower
         self._listener: Listener
+        self._rolling_back = asyncio.Lock()
         self._proof = SharedProof(self._prove_head)
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -193,13 +195,16 @@ class Node(Writing, Reading):
         leadership = self._leadership
         if leadership is None:
             raise NotLeader("this node does not lead; nothing was done")
-        found = await retained(self._store)
-        await find_epoch(self._store, found, to, clock=self._clock)
-        with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
-            former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
-            await asyncio.to_thread(former.replica.close)
-            logger.info("rolling back to epoch %d", to)
-            return await leadership.bring_back(former.replica.path)
+        if self._rolling_back.locked():  # each takes as much of the disk as the database
+            raise Aborted("another rollback is under way; nothing was done")
+        async with self._rolling_back:
+            found = await retained(self._store)
+            await find_epoch(self._store, found, to, clock=self._clock)
+            with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
+                former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
+                await asyncio.to_thread(former.replica.close)
+                logger.info("rolling back to epoch %d", to)
+                return await leadership.bring_back(former.replica.path)
 
     # -- what others see -----------------------------------------------------------------------------------------
 
@@ -265,6 +270,8 @@ class Node(Writing, Reading):
             me=self.id,
             run_here=self._run_with_key,
             connect=self._listener.connect,
+            max_writes=self.settings.max_queued_writes,
+            max_bytes=self.settings.max_queued_bytes,
             clock=self._clock,
         )
         self._clients = Clients(

@@ -58,7 +58,7 @@ class Reading:
         "local" sees a durable epoch, never older than what was read here before; `at_least=epoch` waits for that
         epoch; "strong" includes every write acknowledged anywhere before the call, for a request to the leader while
         it writes, and to the store else. Cancelling interrupts the query. Raises DeadlineExceeded, StoreUnavailable
-        (strong), NotAllowed, sqlite3.Error.
+        (strong), NotAllowed, Overloaded, sqlite3.Error.
         """
         if consistency not in ("local", "strong"):
             raise ValueError(f'consistency is "local" or "strong", not {consistency!r}')

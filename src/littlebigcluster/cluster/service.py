@@ -60,7 +60,7 @@ class Service:
         self._node, self._app, self._leader_app = node, app, leader_app
         self._proven_head, self._roll_back = head, roll_back
         self._presence, self._members_only = presence, members_only
-        self._router = Router(max_body_bytes=_MAX_BODY_BYTES)
+        self._router = Router(max_body_bytes=_MAX_BODY_BYTES, max_bodies_bytes=node.settings.max_queued_bytes)
         self._router.add("GET", "/.lbc/status", self._status)
         self._router.add("GET", PING_PATH, self._ping)
         self._router.add("GET", LEADS_PATH, self._leads)

@@ -55,6 +55,10 @@ class Work:
         """The same for the same work, on every node."""
         return hashlib.sha256(to_json([self.kind, self.arguments]).encode()).hexdigest()[:32]
 
+    def size_bytes(self) -> int:
+        """What it holds in memory, about."""
+        return _size_bytes(self.arguments)
+
     def vacuum(self) -> bool:
         """Whether this is SQLite's VACUUM, which no transaction can do."""
         return self.kind == "execute" and self.arguments[0].strip().rstrip("; ").upper() == "VACUUM"
@@ -113,6 +117,17 @@ def _text(sql: str) -> str:
     if not isinstance(sql, str):
         raise TypeError(f"sql must be a string, not {sql!r}")
     return sql
+
+
+def _size_bytes(value: Any) -> int:
+    match value:
+        case str() | bytes() | bytearray() | memoryview():
+            return len(value)
+        case list() | tuple():
+            return sum(map(_size_bytes, value))
+        case dict():
+            return sum(len(key) + _size_bytes(item) for key, item in value.items())
+    return 8
 
 
 def _plain(parameters: Parameters) -> Any:

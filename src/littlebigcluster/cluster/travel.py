@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 C = TypeVar("C", bound=sqlite3.Connection)
 T = TypeVar("T")
 
+RESTORES_AT_ONCE = 2
+"""So many states are restored from the store at the same time; each holds some epochs in memory. Others wait."""
+
 _CLOSE_SECONDS = 5.0
 _STOPPED = "the node has stopped"
 
@@ -105,6 +108,7 @@ class Travel:
         """The least recently used one first."""
         self._ending: set[asyncio.Task[Any]] = set()
         """What still frees space on the disk."""
+        self._restoring = asyncio.Semaphore(RESTORES_AT_ONCE)
         self._closed = False
 
     @contextlib.asynccontextmanager
@@ -197,7 +201,8 @@ class Travel:
                 await asyncio.wait(self._ending)
             await asyncio.to_thread(kept.directory.mkdir)
             if not await carried_through(self._copy(kept)):
-                await self._restore(kept, found)
+                async with self._restoring:
+                    await self._restore(kept, found)
             logger.debug("the state of epoch %d is at hand, %d bytes", kept.epoch, kept.size_bytes)
             return metadata
         except BaseException:

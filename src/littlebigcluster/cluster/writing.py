@@ -38,7 +38,7 @@ class Writing:
 
         `await` the result for a `Done(value, epoch)` when it is durable; `await pending.peek()` for the value as
         soon as it is executed, which may still be lost. `fn` should only use `db`, and be quick: it holds up all
-        other writes. Raises NotLeader, StoreUnavailable (too many writes wait).
+        other writes. Raises NotLeader, Overloaded (too many writes wait).
         """
         if not callable(fn):
             raise TypeError(f"a transaction is a function that takes the connection, not {fn!r}")
@@ -54,8 +54,8 @@ class Writing:
         """Run `fn(db)` as one transaction; return its value and epoch when it is durable.
 
         An exception of `fn` rolls the transaction back and comes out here, when everything that it may have seen
-        is durable. Raises NotLeader, Fenced, Aborted (certainly not written), OutcomeUnknown, DeadlineExceeded,
-        EpochTooLarge, NotAllowed, StoreUnavailable.
+        is durable. Raises NotLeader, Fenced, Aborted, Overloaded (certainly not written), OutcomeUnknown,
+        DeadlineExceeded, EpochTooLarge, NotAllowed, StoreUnavailable.
         """
         await self._ready()
         done = await self.submit(fn, timeout=timeout)
@@ -117,7 +117,8 @@ class Writing:
         if writer is not None and work.vacuum():
             done = Done(Result([], -1, None), (await writer.vacuum(timeout=limit)).epoch)
         elif writer is not None and key is None:
-            done = await writer.submit(work.transaction(self._procedures), timeout=limit)
+            run = work.transaction(self._procedures)
+            done = await writer.submit(run, timeout=limit, size_bytes=work.size_bytes())
         else:
             done = await self._forward(work, limit, key)
         wrote(done.epoch)
@@ -145,7 +146,9 @@ class Writing:
             raise NotLeader("this node does not lead", leader=self.leader.value)
         limit = min(timeout, seconds(self.settings.write_timeout))
         digest = work.digest()
-        done = await writer.submit(lambda db: f"{digest} {statements.to_json(run(db))}", timeout=limit, key=key)
+        done = await writer.submit(
+            lambda db: f"{digest} {statements.to_json(run(db))}", timeout=limit, key=key, size_bytes=work.size_bytes()
+        )
         kept, _, answer = done.value.partition(" ")
         if kept != digest:
             raise ValueError(f"the key {key!r} is that of another write; this one is not written")

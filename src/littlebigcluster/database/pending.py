@@ -44,16 +44,23 @@ class Pending(Generic[T]):
         "_function",
         "_key",
         "_peeking",
+        "_size_bytes",
         "_value",
         "_waiting",
         "_writer",
     )
 
     def __init__(
-        self, writer: Writer, function: Transaction[T] | None, deadline: float, key: str | None = None
+        self,
+        writer: Writer,
+        function: Transaction[T] | None,
+        deadline: float,
+        key: str | None = None,
+        size_bytes: int = 0,
     ) -> None:
         self._writer = writer
         self._key = key
+        self._size_bytes = size_bytes
         self._function = function
         self._deadline = deadline
         self._executed = False

@@ -22,13 +22,16 @@ from typing import Any, Protocol, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.connections import SnapshotConnection
 from littlebigcluster.database.guards import read_guard
-from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, SnapshotExpired
+from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, Overloaded, SnapshotExpired
 
 T = TypeVar("T")
 
 _PIN = "SELECT 0 UNION ALL SELECT rowid FROM sqlite_schema"
 _PROGRESS_STEPS = 1000  # steps of SQLite's machine, some 20 us, between two looks whether to stop
 _END_SECONDS = 0.1  # so long a statement that is to end may take to do so
+MAX_WAITING = 10_000
+"""So many awaited reads may wait for a thread."""
+
 _CLOSED = "the readers are closed: the node has stopped"
 
 
@@ -220,7 +223,7 @@ class Readers:
     ) -> list[Any]:
         """The rows of one statement, tuples if there is no `row_factory`.
 
-        Cancelling ends the statement. Raises DeadlineExceeded, SnapshotExpired, NotAllowed, sqlite3.Error.
+        Cancelling ends the statement. Raises DeadlineExceeded, SnapshotExpired, NotAllowed, Overloaded, sqlite3.Error.
         """
         rows: list[Any] = await self._submit(lambda reader: reader.query(sql, parameters, row_factory), timeout)
         return rows
@@ -269,8 +272,11 @@ class Readers:
         with self._hand_over:
             if self._resting:
                 self._resting.pop().put(job)
-            else:
+            elif len(self._waiting) < MAX_WAITING:
                 self._waiting.append(job)
+            else:
+                timer.cancel()
+                raise Overloaded(f"{MAX_WAITING} reads are waiting for a thread already; try again a little later")
         try:
             return await job._future
         except asyncio.CancelledError as error:

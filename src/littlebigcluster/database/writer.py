@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.pending import Batch, Done, ErrorFactory, Pending
 from littlebigcluster.database.primary import Primary, PrimaryBroken, Transaction
-from littlebigcluster.errors import Aborted, DeadlineExceeded, OutcomeUnknown, StoreUnavailable
+from littlebigcluster.errors import Aborted, DeadlineExceeded, OutcomeUnknown, Overloaded
 
 __all__ = ["Batch", "Done", "Pending", "Writer"]
 
@@ -51,7 +51,8 @@ class _Closing:
 class Writer:
     """Owner of the thread. All methods are for one event loop, and none blocks it."""
 
-    # Invariant: _untaken = submitted - removed - handed over in batches.
+    # Invariant: _untaken = submitted - removed - handed over in batches; those that have timed out meanwhile count on,
+    # because the thread holds them on. It is at most `max_queued_writes`, and `_untaken_bytes` is what they hold.
 
     def __init__(
         self,
@@ -60,7 +61,8 @@ class Writer:
         clock: Clock | None = None,
         transaction_timeout: float = 10.0,
         grace: float = 5.0,
-        max_queued_writes: int = 100_000,
+        max_queued_writes: int = 20_000,
+        max_queued_bytes: int = 256 << 20,
         batch_bytes: int = 32 << 20,
         batch_seconds: float = 0.05,
     ) -> None:
@@ -71,14 +73,14 @@ class Writer:
         self._clock = clock or Clock()
         self._transaction_timeout = transaction_timeout
         self._grace = grace
-        self._max_queued = max_queued_writes
+        self._max_queued, self._max_queued_bytes = max_queued_writes, max_queued_bytes
         self._batch_bytes = batch_bytes
         self._batch_seconds = batch_seconds
         self._queue: SimpleQueue[Pending[Any] | None] = SimpleQueue()
         self._closings: SimpleQueue[_Closing | None] = SimpleQueue()
         self._queued: dict[Pending[Any], bool] = {}
         self._open: dict[Pending[Any], None] = {}  # not settled
-        self._submitted = self._untaken = 0
+        self._submitted = self._untaken = self._untaken_bytes = 0
         self._next_deadline = float("inf")
         self.work = asyncio.Event()
         """Set while something is queued, or executed and not handed over in a batch."""
@@ -107,16 +109,19 @@ class Writer:
         threading.Thread(target=self._run, name="lbc-writer", daemon=True).start()
         await self._started
 
-    def submit(self, function: Transaction[T], *, timeout: float, key: str | None = None) -> Pending[T]:
-        """Queue a transaction, to be durable within `timeout` seconds; with a `key` it is done once.
+    def submit(
+        self, function: Transaction[T], *, timeout: float, key: str | None = None, size_bytes: int = 0
+    ) -> Pending[T]:
+        """Queue a transaction, to be durable within `timeout` seconds; with a `key` it is done once. `size_bytes` is
+        what it holds in memory, as far as that is known.
 
-        Raises TypeError, StoreUnavailable when too many are waiting, and what the writer was stopped with.
+        Raises TypeError, Overloaded when too much is waiting, and what the writer was stopped with.
         """
         given: object = function
         code = getattr(given, "__code__", None)
         if not callable(given) or (code is not None and code.co_flags & _GENERATORS):
             raise TypeError(f"a transaction is a plain function (no `async`, no `yield`), not {function!r}")
-        return self._submit(function, timeout, key)
+        return self._submit(function, timeout, key, size_bytes)
 
     def vacuum(self, *, timeout: float) -> Pending[None]:
         """Queue SQLite's VACUUM, which no transaction can do. Raises like `submit`."""
@@ -170,40 +175,49 @@ class Writer:
 
     # What follows runs on the event loop.
 
-    def _submit(self, function: Transaction[T] | None, timeout: float, key: str | None = None) -> Pending[T]:
+    def _submit(
+        self, function: Transaction[T] | None, timeout: float, key: str | None = None, size_bytes: int = 0
+    ) -> Pending[T]:
         if self._stopped_by is not None:
             raise self._stopped_by()
-        if len(self._queued) >= self._max_queued:
-            raise StoreUnavailable(
-                f"{self._max_queued} writes are waiting already (max_queued_writes); this one was not taken, and is"
-                " not written. Write slower, or try again when the store has caught up"
-            )
-        pending = Pending(self, function, self._clock.monotonic() + timeout, key)
+        self._check_room(size_bytes)
+        pending = Pending(self, function, self._clock.monotonic() + timeout, key, size_bytes)
         self._open[pending] = None
         self._queued[pending] = True
         self._queue.put(pending)
         self._submitted += 1
         self._untaken += 1
+        self._untaken_bytes += size_bytes
         self._next_deadline = min(self._next_deadline, pending._deadline)
         self.work.set()
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
         return pending
 
+    def _check_room(self, size_bytes: int) -> None:
+        if self._untaken >= self._max_queued:
+            full = f"{self._untaken} writes are waiting on the leader already (max_queued_writes)"
+        elif self._untaken and self._untaken_bytes + size_bytes > self._max_queued_bytes:
+            full = f"{self._untaken_bytes} bytes of writes are waiting on the leader already (max_queued_bytes)"
+        else:
+            return
+        raise Overloaded(f"{full}; this one was not taken, and is not written. Try again a little later, or write less")
+
     def _remove(self, pending: Pending[Any], failure: Exception | None = None) -> bool:
         if self._queued.pop(pending, None) is None:
             return False
         pending._settle(failure=failure or Aborted("the transaction was cancelled before it began; it is not written"))
         self._open.pop(pending, None)
-        self._taken(1)
+        self._taken([pending])
         return True
 
     def _settled(self, pendings: list[Pending[Any]]) -> None:
         for pending in pendings:
             self._open.pop(pending, None)
 
-    def _taken(self, count: int) -> None:
-        self._untaken -= count
+    def _taken(self, pendings: list[Pending[Any]]) -> None:
+        self._untaken -= len(pendings)
+        self._untaken_bytes -= sum(pending._size_bytes for pending in pendings)
         if not self._untaken:
             self.work.clear()
 
@@ -242,7 +256,7 @@ class Writer:
         assert self._closing is not None
         for pending in batch.pendings:
             pending._batch = batch
-        self._taken(len(batch.pendings))
+        self._taken(batch.pendings)
         self._closing.set_result(batch)
 
     # What follows runs in the thread.

@@ -5,17 +5,19 @@ from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
 from littlebigcluster.net.client import Body, Client
 from littlebigcluster.net.pem import Pem, load_identity
 from littlebigcluster.net.responses import Response, StreamResponse
-from littlebigcluster.net.routes import Answer, Refused, Request, Router
+from littlebigcluster.net.routes import RETRY_LATER, Answer, Crowded, Refused, Request, Router
 from littlebigcluster.net.server import CUT_OFF_HEADER, Server
 from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, peer_name, shows_certificate
 
 __all__ = [
     "CUT_OFF_HEADER",
+    "RETRY_LATER",
     "ASGIApp",
     "Answer",
     "Authority",
     "Body",
     "Client",
+    "Crowded",
     "Message",
     "NodeIdentity",
     "PeerName",

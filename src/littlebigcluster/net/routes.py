@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from littlebigcluster.net.asgi import Receive, Scope, Send
 from littlebigcluster.net.tls import PeerName, peer_name
 
+RETRY_LATER = {"retry-after": "1"}
 JSON = {"content-type": "application/json"}
 
 BODY_SECONDS = 30.0
@@ -27,6 +28,29 @@ class Refused(Exception):
         self.status = status
         self.reason = reason
         self.headers = headers or {}
+
+
+class Crowded(Refused):
+    """The bodies of the requests under way leave no room for this one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(503, reason, headers=RETRY_LATER)
+
+
+class _Room:
+    """What the bodies of the requests under way hold, until they are answered."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._held_bytes = max_bytes, 0
+
+    def take(self, size_bytes: int, own_bytes: int) -> None:
+        """One request, which holds `own_bytes` already, wants more. Raises Crowded, but not when it is alone."""
+        if self._held_bytes > own_bytes and self._held_bytes + size_bytes > self._max_bytes:
+            raise Crowded(f"the bodies of other requests hold {self._held_bytes} bytes; try again a little later")
+        self._held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        self._held_bytes -= size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +74,14 @@ class ClientLeft(ConnectionError):
 class Request:
     """One request, as a handler sees it."""
 
-    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int, room: _Room | None = None) -> None:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._receive = receive
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._room = max_body_bytes, room or _Room(max_body_bytes)
+        self.held_bytes = 0
+        """Of its body, in memory."""
 
     @property
     def peer(self) -> PeerName | None:
@@ -89,7 +115,7 @@ class Request:
 
     async def body(self, *, max_bytes: int | None = None) -> bytes:
         """The whole body. Raises Refused: 413 when it is larger than `max_bytes`, or else the router's limit, 408
-        when it takes too long to come."""
+        when it takes too long to come, 503 (Crowded) when other requests hold too much."""
         limit = self._max_body_bytes if max_bytes is None else max_bytes
         parts, size_bytes = [], 0
         try:
@@ -98,6 +124,8 @@ class Request:
                     size_bytes += len(chunk)
                     if size_bytes > limit:
                         raise Refused(413, f"the body is larger than {limit} bytes")
+                    self._room.take(len(chunk), self.held_bytes)
+                    self.held_bytes += len(chunk)
                     parts.append(chunk)
         except TimeoutError:
             raise Refused(408, f"the body was not complete after {BODY_SECONDS:g} s") from None
@@ -124,9 +152,10 @@ class Router:
     answered as JSON, `{"error": reason}`.
     """
 
-    def __init__(self, *, max_body_bytes: int = 1 << 20) -> None:
+    def __init__(self, *, max_body_bytes: int = 1 << 20, max_bodies_bytes: int = 256 << 20) -> None:
+        """`max_bodies_bytes`: of all requests under way together."""
         self._routes: dict[str, dict[str, Handler]] = {}
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._room = max_body_bytes, _Room(max_bodies_bytes)
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         self._routes.setdefault(path, {})[method] = handler
@@ -137,12 +166,15 @@ class Router:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"this application speaks HTTP only, not {scope['type']}")
+        request = Request(scope, receive, self._max_body_bytes, self._room)
         try:
-            answer = await self._handler(scope)(Request(scope, receive, self._max_body_bytes))
+            answer = await self._handler(scope)(request)
         except Refused as refusal:
             answer = Answer.json({"error": refusal.reason}, refusal.status, refusal.headers)
         except ClientLeft:
             return
+        finally:
+            self._room.give_back(request.held_bytes)
         await send_answer(answer, send)
 
     def _methods(self, path: str) -> dict[str, Handler] | None:

@@ -307,6 +307,7 @@ class Leadership:
             clock=self._clock,
             transaction_timeout=seconds(self._settings.transaction_timeout),
             max_queued_writes=self._settings.max_queued_writes,
+            max_queued_bytes=self._settings.max_queued_bytes,
         )
         try:
             await writer.start()

@@ -31,6 +31,9 @@ from .retry import allowed_seconds
 T = TypeVar("T")
 
 THREADS = 8
+MAX_SETTLED = 10_000
+"""So many directories are remembered as made; others are looked at again."""
+
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 CONFLICTS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EXDEV)
 
@@ -229,4 +232,6 @@ class DirectoryStore:
             disk.sync_directory(child.parent)
             if child == self.root:
                 break
+        if len(self._settled) >= MAX_SETTLED:
+            self._settled.clear()
         self._settled.add(directory)
