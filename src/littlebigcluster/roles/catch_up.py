@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,9 +96,10 @@ class Way:
     """How to get on in the log that `found` shows. What turns out to be of no use is left aside from then on."""
 
     def __init__(self, found: Survey) -> None:
-        self._sizes = {epoch_of(info): info.size_bytes for info in found.epochs}
+        self._epochs = found.epochs
+        """They may be a million, and this may be an event loop: none is looked at that is not on the way."""
         self._merged = {span_of(info): info.size_bytes for info in found.merged}
-        self.head = max(self._sizes, default=0)
+        self.head = epoch_of(found.epochs[-1]) if found.epochs else 0
 
     def steps(self, first: int, last: int) -> list[Span]:
         """What to read, to get over these epochs."""
@@ -109,7 +111,12 @@ class Way:
 
     def size_bytes(self, way: Iterable[Span]) -> int:
         """Of these objects."""
-        return sum(self._merged[step] if step in self._merged else self._sizes.get(step.first, 0) for step in way)
+        return sum(self._merged[step] if step in self._merged else self._size_bytes(step.name) for step in way)
+
+    def _size_bytes(self, name: str) -> int:
+        at = bisect_left(self._epochs, name, key=lambda info: info.key)
+        found = self._epochs[at : at + 1]
+        return found[0].size_bytes if found and found[0].key == name else 0
 
 
 async def catch_up(
