@@ -146,11 +146,12 @@ class PeerUnavailable(LbcError):
     """Another node cannot be reached, or the connection broke before its answer was complete.
 
     `sent` is False when the request certainly never reached the other node, so that even a write may be sent again.
+    `refused` is True when its machine answered that nobody listens at the address.
     """
 
-    def __init__(self, message: str, *, sent: bool) -> None:
+    def __init__(self, message: str, *, sent: bool, refused: bool = False) -> None:
         super().__init__(message)
-        self.sent = sent
+        self.sent, self.refused = sent, refused
 
 
 class RequestTimeout(LbcError, TimeoutError):

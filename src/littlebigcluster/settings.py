@@ -13,6 +13,7 @@ from typing import Any, Literal
 Duration = float | timedelta
 Compression = Literal["zstd", "none"]
 
+MIN_SUSPECT_TIMEOUT_SECONDS = 1.0
 MAX_FENCE_VALIDITY_SECONDS = 1800.0
 MIN_RETENTION_SECONDS = 3600.0
 MAX_RETENTION_SECONDS = 100 * 365.25 * 86400
@@ -70,6 +71,12 @@ class NodeSettings:
     leader_timeout: Duration = 20.0
     """Seconds without a sign of life of the leader after which a standby takes over. An idle leader gives one
     every third of it (one small PUT: $2 a month at 20 s on S3 Standard)."""
+
+    suspect_timeout: Duration = 1.5
+    """Seconds without a word from the leader, on a connection that was open before, after which a standby asks it again
+    and asks the others; when nobody reaches it, the standby takes over. At least 1. Shorter means that a leader whose
+    event loop or machine stands still for a moment is replaced needlessly, which costs no data. `float("inf")` is
+    never: then `leader_timeout` alone decides."""
 
     poll_interval: Duration = 1.0
     """Seconds between two looks of a follower at the store for the next epoch, while there is none. One GET
@@ -175,6 +182,11 @@ class NodeSettings:
         for name in ("leader_timeout", "poll_interval", "fence_validity", "snapshot_age"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be positive")
+        if seconds(self.suspect_timeout) < MIN_SUSPECT_TIMEOUT_SECONDS:
+            raise ValueError(
+                f"suspect_timeout must be at least {MIN_SUSPECT_TIMEOUT_SECONDS:g} s, as a leader is heard every half"
+                f" second, not {self.suspect_timeout!r} s"
+            )
         if seconds(self.fence_validity) > MAX_FENCE_VALIDITY_SECONDS:
             raise ValueError("fence_validity must stay below half of the shortest retention (1800 s)")
         if seconds(self.retention) < MIN_RETENTION_SECONDS:

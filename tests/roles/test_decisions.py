@@ -12,7 +12,7 @@ from littlebigcluster.epochs import Beacon, Leader, Metadata
 from littlebigcluster.roles import decisions
 from littlebigcluster.roles.decisions import Claim, Timing, View, Wait
 
-TIMING = Timing(leader_timeout=20.0, poll_interval=1.0)
+TIMING = Timing(leader_timeout=20.0, poll_interval=1.0, suspect_timeout=1.5)
 ME = Leader(UUID(int=1), "", "AZ0")
 OTHER = Leader(UUID(int=2), "", "AZ1")
 

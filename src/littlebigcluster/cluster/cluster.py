@@ -75,6 +75,7 @@ class Cluster:
         *,
         az: str = "",
         can_lead: bool = False,
+        leader_priority: int = 0,
         roles: Iterable[str] = (),
         address: str | None = None,
         advertise: str | None = None,
@@ -85,11 +86,12 @@ class Cluster:
     ) -> Join:
         """Become a member for the time of an `async with`, which gives the `Node`.
 
-        A node that `can_lead` claims the leadership when nobody holds it. `az` names its availability zone; `roles`
-        and `metadata` (JSON, 4 KiB) are for other members to see. It listens on `address`, "host:port" (default: the
-        environment's LBC_ADDRESS, else an address that others can reach, and any free port), and tells others to
-        reach it at `advertise`, if that differs. `app` is an ASGI application that every node serves; `leader_app`
-        only the leader (below /leader when there is an `app` too); elsewhere it answers 503 and who leads.
+        A node that `can_lead` claims the leadership when nobody holds it; of several the one with the highest
+        `leader_priority` goes first, then one of another zone than the last leader's. `az` names its availability zone;
+        `roles` and `metadata` (JSON, 4 KiB) are for other members to see. It listens on `address`, "host:port"
+        (default: the environment's LBC_ADDRESS, else an address that others can reach, and any free port), and tells
+        others to reach it at `advertise`, if that differs. `app` is an ASGI application that every node serves;
+        `leader_app` only the leader (below /leader when there is an `app` too); elsewhere it answers 503 and who leads.
 
         Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
         DirectoryInUse, OSError when the address is taken, ValueError for an own certificate that cannot be used.
@@ -99,6 +101,7 @@ class Cluster:
         description = Description(
             az=az,
             can_lead=can_lead,
+            leader_priority=leader_priority,
             roles=check_roles(roles),
             address=address,
             advertise=advertise,

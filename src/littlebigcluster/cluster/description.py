@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from littlebigcluster.cluster.membership import MAX_ROLES, check_metadata, check_text
+from littlebigcluster.cluster.membership import MAX_ROLES, check_metadata, check_priority, check_text
 from littlebigcluster.net import ASGIApp, parse_address
 
 
@@ -16,6 +16,7 @@ class Description:
 
     az: str
     can_lead: bool
+    leader_priority: int = 0
     roles: tuple[str, ...]
     address: str | None
     advertise: str | None
@@ -27,6 +28,7 @@ class Description:
         check_text("az", self.az)
         if not isinstance(self.can_lead, bool):
             raise TypeError(f"can_lead is True or False, not {self.can_lead!r}")
+        check_priority(self.leader_priority)
         for address in (self.address, self.advertise):
             if address is not None:
                 host_and_port(address)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -45,6 +46,7 @@ class Fed(Protocol):
     def feed(self, on: bool) -> None: ...
     def nudge(self) -> None: ...
     def abstain(self, seconds: float) -> None: ...
+    def succeed(self) -> None: ...
 
 
 class Reporter:
@@ -198,7 +200,9 @@ class Reporter:
     def _act_on(self, kind: bytes, payload: bytes) -> None:
         follower = self._follower
         if kind == frames.MEMBERS:
-            self._on_members(Members.from_json(json.loads(payload)))
+            members = Members.from_json(json.loads(payload))
+            follower.heard_leader(members.term, math.inf)  # it lives; of the store this says nothing
+            self._on_members(members)
         elif kind == frames.EPOCH:
             metadata, _ = codec.decode_header(payload, name="an epoch from the feed")
             follower.offer(metadata.epoch, payload)
@@ -211,7 +215,10 @@ class Reporter:
         elif kind == frames.GOODBYE and (successor := json.loads(payload)["successor"]) is not None:
             # It comes just before the epoch that releases the leadership; that one all see at the same moment. The
             # chosen one claims, even if it has stepped down itself a moment ago.
-            follower.abstain(0.0 if successor == str(self._me().id) else SUCCESSION_SECONDS)
+            if successor == str(self._me().id):
+                follower.succeed()
+            else:
+                follower.abstain(SUCCESSION_SECONDS)
 
 
 def pause_before_retry(failures: int, chance: float) -> float:

@@ -35,6 +35,9 @@ from littlebigcluster.net import RETRY_LATER, Answer, Client, Crowded, Refused, 
 from littlebigcluster.watch import Watch
 
 _RETRY_SECONDS = 0.1
+_FAREWELL_SECONDS = 0.25
+"""So long a former leader may still answer."""
+
 _SAFE_SECONDS = MAX_TIMEOUT_SECONDS = REMEMBER_SECONDS / 2
 """So long after the first attempt that may have been written it is sent again, and so long an attempt may wait at the
 leader. Later than both its key might be forgotten, and the work done twice."""
@@ -64,6 +67,17 @@ class Forwarder:
         self._leader, self._me, self._run_here, self._connect, self._clock = leader, me, run_here, connect, clock
         self._client: Client | None = None
         self._address = ""
+
+    async def run(self) -> None:
+        """Give up what is under way at a former leader, until cancelled: frozen or cut off, it would not answer for
+        long. Sent again, it is done once."""
+        async for leader in self._leader:
+            client = self._client
+            if client is not None and leader is not None and leader.address != self._address:
+                await asyncio.sleep(_FAREWELL_SECONDS)
+                if self._client is client:
+                    self._client = None
+                    await client.close()
 
     async def send(self, work: Work, *, timeout: float, key: str | None = None) -> Done[Any]:
         """Have the work done by the leader, once for each key; wait for a leader if there is none.

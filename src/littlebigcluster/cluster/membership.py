@@ -16,6 +16,7 @@ MAX_METADATA_LEVELS = 16
 MAX_TEXT = 255
 """Characters of an address, a zone, a role."""
 MAX_ROLES = 64
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Member:
     """What the application wants others to know; JSON."""
     epoch: int = -1
     """The newest epoch it has applied, as far as the leader knows."""
+    leader_priority: int = 0
+    """Of several standbys the one with the highest leads next."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +48,7 @@ class Member:
             "version": self.version,
             "metadata": dict(self.metadata),
             "epoch": self.epoch,
+            "leader_priority": self.leader_priority,
         }
 
     @classmethod
@@ -64,6 +68,7 @@ class Member:
             check_text("a version", value["version"]),
             check_metadata(value["metadata"]),
             epoch,
+            check_priority(value.get("leader_priority", 0)),  # older versions have none
         )
 
     def same_but_epoch(self, other: Member) -> bool:
@@ -101,6 +106,22 @@ class Members:
     @classmethod
     def from_json(cls, value: Any) -> Self:
         return cls(int(value["term"]), int(value["number"]), tuple(map(Member.from_json, value["members"])))
+
+
+def succession(members: Members, leader: UUID, az: str) -> list[Member]:
+    """Who leads after this leader, of that zone, the first of those that live: of the highest priority, in another
+    zone, which is not in trouble, with the lowest lag; and of those that are equal the oldest."""
+    standbys = [member for member in members if member.can_lead and member.id != leader]
+    return sorted(standbys, key=lambda each: (-each.leader_priority, each.az == az, -each.epoch, each.id))
+
+
+def check_priority(priority: object) -> int:
+    """Raises TypeError for what is no number, ValueError for one that is too large."""
+    if type(priority) is not int:
+        raise TypeError(f"leader_priority is a whole number, not {priority!r:.50}")
+    if abs(priority) > MAX_PRIORITY:
+        raise ValueError(f"leader_priority is at most {MAX_PRIORITY}, and at least {-MAX_PRIORITY}, not {priority}")
+    return priority
 
 
 def check_text(what: str, text: object) -> str:

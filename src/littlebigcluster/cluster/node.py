@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,29 +14,20 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.clients import Clients, LeaderClient, RoleClient, SameAz
 from littlebigcluster.cluster.description import Description
 from littlebigcluster.cluster.fed import Reporter
-from littlebigcluster.cluster.forward import Forwarder, error_of
+from littlebigcluster.cluster.forward import Forwarder
 from littlebigcluster.cluster.listener import Listener
-from littlebigcluster.cluster.membership import Member, Members, check_metadata
+from littlebigcluster.cluster.membership import Member, Members, check_metadata, succession
 from littlebigcluster.cluster.presence import Presence
-from littlebigcluster.cluster.reading import Reading
-from littlebigcluster.cluster.service import ROLLBACK_PATH, Service
+from littlebigcluster.cluster.returning import Returning
+from littlebigcluster.cluster.service import Service
 from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.cluster.suspicion import Suspicion
 from littlebigcluster.cluster.travel import Travel
 from littlebigcluster.cluster.writing import Writing
-from littlebigcluster.database import Done, StateMismatch
-from littlebigcluster.epochs import Identity, Leader, Metadata, Point, find_epoch, names, retained
-from littlebigcluster.errors import (
-    Aborted,
-    LbcError,
-    NoMember,
-    NotLeader,
-    OutcomeUnknown,
-    PeerUnavailable,
-    RequestTimeout,
-    StoreUnavailable,
-    plain_errors,
-)
-from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Snapshotter, Timing, restore_at
+from littlebigcluster.database import StateMismatch
+from littlebigcluster.epochs import Identity, Leader, Metadata, names
+from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable, plain_errors
+from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Snapshotter, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
 from littlebigcluster.version import __version__
@@ -50,7 +39,7 @@ STEPPED_DOWN_SECONDS = 5.0
 """So long a node that has stepped down leaves the leadership to others."""
 
 
-class Node(Writing, Reading):
+class Node(Writing, Returning):
     """Everything an application does with its cluster. One event loop; not for other threads.
 
     Attributes:
@@ -88,6 +77,7 @@ class Node(Writing, Reading):
         self._leadership: Leadership | None = None
         self._presence: Presence | None = None
         self._leads: Watch[bool] = Watch(False)
+        self._last_leader: Leader | None = None
         self._stopping = False
         self._follower: Follower
         self._listener: Listener
@@ -145,8 +135,9 @@ class Node(Writing, Reading):
     async def step_down(self, *, to: UUID | None = None) -> None:
         """Hand the leadership over, and stay as a standby; what was written so far is finished first.
 
-        `to` is the id of a member that can lead (default: the one with the lowest lag, of another zone if there is
-        one). When nobody takes it this node leads again. Raises NotLeader, ValueError.
+        `to` is the id of a member that can lead (default: the one with the highest `leader_priority`, of several one
+        of another zone, of those the one with the lowest lag). When nobody takes it this node leads again. Raises
+        NotLeader, ValueError.
         """
         leadership, presence = self._leadership, self._presence
         if leadership is None or presence is None:
@@ -160,51 +151,6 @@ class Node(Writing, Reading):
         presence.hand_over(to, leaving=False)
         leadership.stop()
         await self._leads.until(lambda leads: not leads)
-
-    async def rollback(self, point: Point, *, timeout: Duration = 600.0) -> Done[int]:
-        """Make the database what it was at `point` (an epoch, a datetime, a timedelta: so long ago), for the whole
-        cluster, as one new epoch. History is kept: rolling back to the epoch before undoes it.
-
-        Any node may ask; the leader does it. `.value` is the epoch that came back, `.epoch` the new one, which reads
-        here see. Members, the leader and keys of writes do not go back. Raises NotRetained, NotLeader when nobody
-        leads, Fenced, Aborted (not done), EpochTooLarge, OutcomeUnknown, CorruptLog, StoreUnavailable, OSError.
-        """
-        found = await retained(self._store)
-        to = await find_epoch(self._store, found, point, clock=self._clock)
-        limit = seconds(timeout)
-        epoch = await self._roll_back(to) if self.is_leader else await self._ask_rollback(to, limit)
-        async with asyncio.timeout(limit):
-            await self._reach(epoch)
-        return Done(to, epoch)
-
-    async def _ask_rollback(self, to: int, limit: float) -> int:
-        try:
-            response = await self.leader_client.post(ROLLBACK_PATH, json.dumps({"to": to}).encode(), timeout=limit)
-        except NoMember as error:
-            raise NotLeader(f"nobody leads; nothing was done ({error})") from error
-        except (PeerUnavailable, RequestTimeout) as error:
-            if isinstance(error, PeerUnavailable) and not error.sent:
-                raise NotLeader(f"the leader cannot be reached; nothing was done ({error})") from error
-            raise OutcomeUnknown(f"no answer of the leader; the rollback may have taken effect ({error})") from error
-        if response.status != 200:
-            raise error_of(response.json())
-        return int(response.json()["epoch"])
-
-    async def _roll_back(self, to: int) -> int:
-        """On the leader."""
-        leadership = self._leadership
-        if leadership is None:
-            raise NotLeader("this node does not lead; nothing was done")
-        if self._rolling_back.locked():  # each takes as much of the disk as the database
-            raise Aborted("another rollback is under way; nothing was done")
-        async with self._rolling_back:
-            found = await retained(self._store)
-            await find_epoch(self._store, found, to, clock=self._clock)
-            with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
-                former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
-                await asyncio.to_thread(former.replica.close)
-                logger.info("rolling back to epoch %d", to)
-                return await leadership.bring_back(former.replica.path)
 
     # -- what others see -----------------------------------------------------------------------------------------
 
@@ -235,20 +181,22 @@ class Node(Writing, Reading):
 
     def _member(self) -> Member:
         return Member(
-            self.id, self.address, self.az, self.roles, self.can_lead, __version__, self._metadata, self.epoch.value
-        )
+            self.id, self.address, self.az, self.roles, self.can_lead, __version__, self._metadata, self.epoch.value,
+            self._description.leader_priority,
+        )  # fmt: skip
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         await self._local.start()
-        self.leader._set(self._local.metadata.leader)
+        self._saw(self._local.metadata)
         description = self._description
         service = Service(
             self,
             app=description.app,
             leader_app=description.leader_app,
             presence=lambda: self._presence,
+            reaches=lambda leader: hasattr(self, "_follower") and self._follower.reaches(leader),
             run=self._run_with_key,
             head=self._proven_head,
             roll_back=self._roll_back,
@@ -259,11 +207,19 @@ class Node(Writing, Reading):
         self._follower = Follower(
             self._store,
             self._local,
-            Timing(seconds(self.settings.leader_timeout), seconds(self.settings.poll_interval)),
+            Timing(
+                seconds(self.settings.leader_timeout),
+                seconds(self.settings.poll_interval),
+                seconds(self.settings.suspect_timeout),
+            ),
             me=self._as_leader(),
             can_lead=self.can_lead,
             clock=self._clock,
             on_epoch=self._saw,
+            rank=self._rank,
+        )
+        self._suspicion = Suspicion(
+            self._follower, self.members, me=self.id, connect=self._listener.connect, clock=self._clock
         )
         self._forwarder = Forwarder(
             self.leader,
@@ -292,7 +248,14 @@ class Node(Writing, Reading):
         return Leader(self.id, self.address, self.az)
 
     def _saw(self, metadata: Metadata) -> None:
+        self._last_leader = metadata.leader or self._last_leader
         self.leader._set(metadata.leader)
+
+    def _rank(self) -> int | None:
+        """How many standbys go before this one; None when it is no member yet."""
+        last = self._last_leader
+        ids = [each.id for each in succession(self.members.value, last.uuid, last.az)] if last else []
+        return ids.index(self.id) if self.id in ids else None
 
     def _saw_members(self, members: Members) -> None:
         known = self.members.value
@@ -303,9 +266,10 @@ class Node(Writing, Reading):
         """All that goes on in the background, until it is told to stop."""
         with plain_errors():
             async with asyncio.TaskGroup() as group:
-                beside = [
-                    group.create_task(run()) for run in (self._reporter.run, self._listener.renew, self._clients.run)
-                ]
+                runs = [self._reporter.run, self._listener.renew, self._clients.run, self._forwarder.run]
+                if self.can_lead:
+                    runs.append(self._suspicion.run)
+                beside = [group.create_task(run()) for run in runs]
                 await self._play()
                 for task in beside:
                     task.cancel()

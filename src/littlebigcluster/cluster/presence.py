@@ -13,7 +13,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import frames
 from littlebigcluster.cluster.fed import KEEP_ALIVE_SECONDS
 from littlebigcluster.cluster.feed import Feed
-from littlebigcluster.cluster.membership import DuplicateMember, Member, Members, Roster
+from littlebigcluster.cluster.membership import DuplicateMember, Member, Members, Roster, succession
 from littlebigcluster.net import Answer, Refused, Request
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,9 @@ class Presence:
         self._feed.publish(frames.pack_json(frames.GOODBYE, {"successor": str(successor) if successor else None}))
 
     def _choose_successor(self) -> UUID | None:
-        """A standby with the lowest lag; of several, one of another zone."""
         me = self._roster.me
-        standbys = [member for member in self._roster.members if member.can_lead and member.id != me.id]
-        if not standbys:
-            return None
-        return min(standbys, key=lambda each: (-each.epoch, each.az == me.az)).id
+        standbys = succession(self._roster.members, me.id, me.az)
+        return standbys[0].id if standbys else None
 
     async def run(self) -> None:
         """Keep-alives, and the member list when it has changed, until cancelled."""

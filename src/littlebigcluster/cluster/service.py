@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, describe, serve_write
+from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, shows_certificate
 from littlebigcluster.net.lifespan import live_as_one
@@ -27,6 +28,9 @@ PING_PATH = "/.lbc/ping"
 
 LEADS_PATH = "/.lbc/leads"
 """Answers 200 when the node leads."""
+
+REACHES_PATH = "/.lbc/reaches"
+"""Answers whether the node hears the leader that is named by its id."""
 
 ROLLBACK_PATH = "/.lbc/rollback"
 """Makes the state of a former epoch the present one, on the leader."""
@@ -52,6 +56,7 @@ class Service:
         app: ASGIApp | None,
         leader_app: ASGIApp | None,
         presence: Callable[[], Presence | None],
+        reaches: Callable[[Leader | None], bool],
         run: Run,
         head: Callable[[], Awaitable[int]],
         roll_back: Callable[[int], Awaitable[int]],
@@ -59,11 +64,12 @@ class Service:
     ) -> None:
         self._node, self._app, self._leader_app = node, app, leader_app
         self._proven_head, self._roll_back = head, roll_back
-        self._presence, self._members_only = presence, members_only
+        self._presence, self._reaches_leader, self._members_only = presence, reaches, members_only
         self._router = Router(max_body_bytes=_MAX_BODY_BYTES, max_bodies_bytes=node.settings.max_queued_bytes)
         self._router.add("GET", "/.lbc/status", self._status)
         self._router.add("GET", PING_PATH, self._ping)
         self._router.add("GET", LEADS_PATH, self._leads)
+        self._router.add("GET", REACHES_PATH, self._reaches)
         self._router.add("GET", HEAD_PATH, self._head)
         self._router.add("POST", "/.lbc/feed", lambda request: self._leading().feed(request))
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
@@ -133,6 +139,11 @@ class Service:
     async def _leads(self, request: Request) -> Answer:
         self._leading()
         return Answer.json({})
+
+    async def _reaches(self, request: Request) -> Answer:
+        leader = self._node.leader.value
+        known = leader is not None and str(leader.uuid) == request.query().get("leader")
+        return Answer.json({"reaches": known and self._reaches_leader(leader)})
 
     async def _head(self, request: Request) -> Answer:
         self._leading()

@@ -28,6 +28,7 @@ _GIVEN_BACK = re.compile(
     r"source: Error \{ kind: (Canceled\b|SendRequest, source: Some\(\S+\(Http2, Error \{ kind: "
     r'(GoAway\(b"[^"]*", NO_ERROR, Remote\)|Reset\(StreamId\(\d+\), REFUSED_STREAM, Remote\)))'
 )
+_REFUSED = re.compile(r"source: Error \{ kind: Connect\b.*\bkind: ConnectionRefused\b")
 _OUT_OF_TIME = re.compile(r"source: TimedOut \}")
 _URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
 
@@ -104,7 +105,8 @@ def failure(where: str, error: Exception, timeout: float | None = None, *, begun
         return too_late(where, timeout)
     reason = _URL_IN_MESSAGE.sub("", message)[:300]
     sent = begun or not (_NO_CONNECTION.search(message) or _GIVEN_BACK.search(message))
-    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent)
+    refused = not begun and _REFUSED.search(message) is not None
+    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent, refused=refused)
 
 
 def too_late(where: str, timeout: float | None) -> RequestTimeout:

@@ -1,7 +1,7 @@
 """Who may write: the pure decision core, and the loops around it."""
 
 from littlebigcluster.roles.catch_up import OnBytes, Restored, SinceSnapshot, apply_entry, read_epoch
-from littlebigcluster.roles.decisions import Timing
+from littlebigcluster.roles.decisions import Findings, Timing
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
@@ -10,6 +10,7 @@ from littlebigcluster.roles.snapshotter import Made, Snapshotter
 from littlebigcluster.roles.strong import SharedProof
 
 __all__ = [
+    "Findings",
     "Follower",
     "Leadership",
     "LocalCopy",

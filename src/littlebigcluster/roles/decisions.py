@@ -3,6 +3,10 @@
 A follower tells the core what it saw (`saw_epoch`, `saw_beacon`, `saw_nothing`, `heard_leader`) and asks what to do
 (`decide`). Times are local monotonic seconds; no other machine's clock is ever looked at.
 
+There are two ways to miss a leader. One that was never heard directly is replaced after `leader_timeout` without a
+sign of life in the store. One that was heard, and is not heard any more for `suspect_timeout` (`suspected_at`), is
+replaced as soon as nobody who is asked reaches it (`heard_from_members`).
+
 Silence is counted only while somebody listens: when two looks lie too far apart (this process was frozen, or the
 store was out of reach) the count starts again, so that a leader that went through the same outage gets its time
 to show itself. A wrong decision here costs a needless failover, never data: the conditional create is the fence.
@@ -11,11 +15,18 @@ to show itself. A wrong decision here costs a needless failover, never data: the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from littlebigcluster.epochs import Beacon, Leader, Metadata
 
 SHORTEST_PAUSE_SECONDS = 0.02
 """Between two looks of a node that waits for the next leader: about ten looks, ever slower, in the first second."""
+
+RANK_SECONDS = 0.5
+"""A standby claims so much later than the one before it in rank: longer than a claim usually takes to be seen."""
+
+_LOWEST_RANK = 6
+_SHORTEST_DEAFNESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,15 @@ class View:
     """The last beacon of this term that was seen; None before the first look at it."""
     at_head: bool = False
     """The last look found no further epoch."""
+    contact_at: float | None = None
+    """When the leader of this term was last heard directly; None: never. Who was never heard cannot be lost: else a
+    node that reaches nobody would take the leadership from one leader after the other."""
+    listened_at: float = float("-inf")
+    """When this node last listened."""
+    awake_since: float = float("-inf")
+    """Since when it has listened without standing still."""
+    claim_at: float | None = None
+    """From when on, for `suspect_timeout`, this node may claim because nobody reaches the leader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +72,29 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Findings:
+    """What came of asking around for the leader of `term`."""
+
+    term: int
+    leader: Literal["leads", "gone", "silent"]
+    """Asked itself: it answers; nobody listens at its address, or it does not lead; there is no answer."""
+    reach: int
+    """Members that have heard it lately."""
+    miss: int
+    """Members that have not."""
+    silent: int
+    """Members without an answer."""
+    rank: int
+    """Standbys that go before this node, of those that answered or were not asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """The settings that decisions depend on, in seconds."""
 
     leader_timeout: float
     poll_interval: float
+    suspect_timeout: float
 
     @property
     def fed_poll_interval(self) -> float:
@@ -68,6 +106,17 @@ class Timing:
         """An idle leader shows life more often than this. Shorter than `longest_gap`, or looks that begin with the
         suspicion would not continue the watch."""
         return self.leader_timeout * 0.4
+
+    @property
+    def watchful_pause(self) -> float:
+        """Between two looks of a node that has just lost its leader: what that has still written, and what the next
+        one writes, is seen soon."""
+        return min(self.poll_interval, self.suspect_timeout / 4)
+
+    @property
+    def longest_deafness(self) -> float:
+        """A node that did not listen for longer has stood still."""
+        return max(_SHORTEST_DEAFNESS_SECONDS, self.suspect_timeout / 2)
 
     @property
     def longest_gap(self) -> float:
@@ -89,13 +138,16 @@ def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
         sign_of_life_at=now,
         looked_at=now,
         beacon_count=view.beacon_count if same_term else None,
+        contact_at=view.contact_at if same_term else None,
+        listened_at=view.listened_at,
+        awake_since=view.awake_since,
     )
 
 
 def saw_nothing(view: View, now: float, timing: Timing) -> View:
     """The store answered: no further epoch."""
     if now - view.looked_at > timing.longest_gap:
-        return replace(view, sign_of_life_at=now, looked_at=now, at_head=True)
+        return replace(view, sign_of_life_at=now, looked_at=now, at_head=True, claim_at=None)
     return replace(view, looked_at=now, at_head=True)
 
 
@@ -109,19 +161,84 @@ def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
         return replace(view, beacon_count=beacon.count if beacon is not None and of_this_term else -1)
     if beacon is None or beacon.term != view.term or beacon.count <= view.beacon_count:
         return view
-    return replace(view, beacon_count=beacon.count, sign_of_life_at=max(view.sign_of_life_at, now), looked_at=now)
+    alive_at = max(view.sign_of_life_at, now)
+    return replace(view, beacon_count=beacon.count, sign_of_life_at=alive_at, looked_at=now, claim_at=None)
 
 
 def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
     """The leader of `term` answered this node directly, and has reached the store `store_age` seconds ago.
 
     A leader that only its followers can reach is of no use: what counts is when it last reached the store. It is as
-    good as a look at the store of that time.
+    good as a look at the store of that time. But it is not lost.
     """
     if term != view.term:
         return view
     at = now - max(0.0, store_age)
-    return replace(view, sign_of_life_at=max(view.sign_of_life_at, at), looked_at=max(view.looked_at, at))
+    alive_at, looked_at = max(view.sign_of_life_at, at), max(view.looked_at, at)
+    return replace(view, sign_of_life_at=alive_at, looked_at=looked_at, contact_at=now, claim_at=None)
+
+
+def listened(view: View, now: float, timing: Timing) -> View:
+    """This node listens, as it does again and again. If it did not for too long, it was frozen: whatever it has not
+    heard meanwhile says nothing of the leader."""
+    if now - view.listened_at > timing.longest_deafness:
+        return replace(view, listened_at=now, awake_since=now, claim_at=None)
+    return replace(view, listened_at=now)
+
+
+def missed_since(view: View) -> float:
+    """Since when there is no sign of a leader that was heard before; infinity when there is none to miss."""
+    if view.contact_at is None or view.leader is None:
+        return float("inf")
+    return max(view.contact_at, view.sign_of_life_at, view.awake_since)
+
+
+def is_missed(view: View, now: float, timing: Timing) -> bool:
+    """Whether the leader is not heard for longer than one that lives, but not yet for so long as to ask for it."""
+    return now - missed_since(view) >= timing.suspect_timeout / 2
+
+
+def suspected_at(view: View, timing: Timing) -> float:
+    """When to ask the others whether they reach the leader; infinity when there is no reason to."""
+    # Who could not claim, perhaps as the store did not answer, has to ask again.
+    since = view.claim_at if view.claim_at is not None else missed_since(view)
+    return since + timing.suspect_timeout
+
+
+def heard_from_members(view: View, findings: Findings, now: float, timing: Timing) -> View:
+    """The others have been asked. When none of them reaches the leader either, this node may claim, in its turn.
+
+    A node to which nobody has answered at all, though there is somebody, is probably cut off itself. Not so when the
+    leader's machine says that nobody listens there.
+    """
+    view = listened(view, now, timing)
+    if view.term != findings.term or now < suspected_at(view, timing):
+        return view
+    if findings.leader == "leads":
+        return replace(view, contact_at=now, claim_at=None)
+    cut_off = findings.leader == "silent" and findings.silent > 0 and findings.miss == 0
+    if findings.reach or cut_off:
+        return replace(view, claim_at=None)
+    return replace(view, claim_at=now + RANK_SECONDS * min(findings.rank, _LOWEST_RANK))
+
+
+def reaches(view: View, leader: Leader | None, now: float, timing: Timing) -> bool:
+    """What this node answers to who asks whether it reaches `leader`. Asked by somebody who has heard nothing for
+    `suspect_timeout`, it must have heard something later than that."""
+    return (
+        leader is not None
+        and view.leader == leader
+        and view.contact_at is not None
+        and now - view.contact_at < timing.suspect_timeout * 2 / 3
+    )
+
+
+def patience(view: View, rank: int | None, chance: float, timing: Timing) -> float:
+    """Seconds for which this node leaves the leadership to others: by its rank among the standbys, or by chance when
+    it does not know them."""
+    if rank is not None:
+        return RANK_SECONDS * min(rank, _LOWEST_RANK)
+    return 0.0 if view.leader is None else chance * timing.poll_interval
 
 
 def is_suspect(view: View, now: float, timing: Timing) -> bool:
@@ -134,8 +251,8 @@ def decide(
 ) -> Wait | Claim:
     """What a follower that has just looked does next.
 
-    `patience` in [0, 1) spreads the claims of several standbys over one poll interval, so that one claims and the
-    others see its epoch. A node that is `fed` looks rarely, as long as its leader reaches the store.
+    `patience` (seconds) spreads the claims of several standbys, so that one claims and the others see its epoch. A
+    node that is `fed` looks rarely, as long as its leader reaches the store.
     """
     if not view.at_head:
         return Wait(0.0)
@@ -143,19 +260,34 @@ def decide(
     pause = timing.fed_poll_interval if relaxed else timing.poll_interval
     if view.leader is None:  # somebody else claims within a moment, and all wait for him
         pause = min(pause, max(SHORTEST_PAUSE_SECONDS, (now - view.sign_of_life_at) / 2))
+    elif _just_lost(view, now, timing, fed=fed):
+        pause = timing.watchful_pause
     if not can_lead:
         return Wait(pause)
+    silence = now - view.sign_of_life_at
     if view.leader is None:
-        return Claim("nobody leads")
+        return Claim("nobody leads") if silence >= patience else Wait(min(pause, patience - silence))
     if view.leader.uuid == me.uuid:
         return Claim("this node led last")
-    silence = now - view.sign_of_life_at
-    limit = timing.leader_timeout + patience * timing.poll_interval
+    if view.claim_at is not None and now < view.claim_at + timing.suspect_timeout:
+        if now >= view.claim_at:
+            return Claim(f"nobody reaches {view.leader.uuid}, not heard for {now - missed_since(view):.1f} s")
+        pause = min(pause, view.claim_at - now)
+    limit = timing.leader_timeout + patience
     if silence >= limit:
         return Claim(f"no sign of life of {view.leader.uuid} for {silence:.1f} s")
     return Wait(min(pause, limit - silence))
 
 
+def _just_lost(view: View, now: float, timing: Timing, *, fed: bool) -> bool:
+    """Whether the leader was heard until a moment ago: somebody is about to replace it."""
+    if view.contact_at is None or (fed and now - view.contact_at < timing.suspect_timeout / 2):
+        return False
+    return now - view.contact_at < 3 * timing.suspect_timeout
+
+
 def wants_beacon(view: View, now: float, timing: Timing) -> bool:
-    """Whether to read the beacon: only when it is quiet for longer than an idle leader's interval."""
-    return view.leader is not None and now - view.sign_of_life_at >= timing.leader_timeout / 3
+    """Whether to read the beacon: only when it is quiet for longer than an idle leader's interval, or the leader is
+    not heard any more."""
+    idle = view.leader is not None and now - view.sign_of_life_at >= timing.leader_timeout / 3
+    return idle or is_missed(view, now, timing)

@@ -29,11 +29,14 @@ from littlebigcluster.epochs import (
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles import decisions
-from littlebigcluster.roles.decisions import Claim, Timing
+from littlebigcluster.roles.decisions import Claim, Findings, Timing
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
+
+LISTEN_SECONDS, SHORTEST_LISTEN_SECONDS = 0.25, 0.01
+"""How often a node makes sure that it does not stand still, and how often at most."""
 
 MAX_OFFERED_BYTES = 32 << 20
 """So much of what was handed in may wait to be applied; the rest is fetched from the store."""
@@ -56,14 +59,18 @@ class Follower:
         can_lead: bool,
         clock: Clock,
         on_epoch: Callable[[Metadata], None],
+        rank: Callable[[], int | None],
     ) -> None:
+        """`rank` tells how many standbys go before this one; None when this node does not know them."""
         self._store, self._local, self._timing, self._clock = store, local, timing, clock
-        self._me, self._can_lead, self._on_epoch = me, can_lead, on_epoch
+        self._me, self._can_lead, self._on_epoch, self._rank = me, can_lead, on_epoch, rank
         self._view = self._begin()
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
         self._fed = False
         self._abstains_until = clock.monotonic()
+        self._chosen = False
+        self._searched_for: float | None = None
         self._offered: dict[int, bytes] = {}
         self._in_trouble = False
         self._in_a_row = 0
@@ -71,7 +78,11 @@ class Follower:
 
     def abstain(self, seconds: float) -> None:
         """Let others claim first for so long."""
-        self._abstains_until = self._clock.monotonic() + seconds
+        self._abstains_until, self._chosen = self._clock.monotonic() + seconds, False
+
+    def succeed(self) -> None:
+        """This node is to claim when the leadership is released, before all others."""
+        self._abstains_until, self._chosen = self._clock.monotonic(), True
 
     def nudge(self) -> None:
         """Look at the store at once, do not wait for the next poll."""
@@ -93,6 +104,32 @@ class Follower:
         poll_at = now + self._timing.poll_interval
         if self._fed and self._look_at > poll_at and decisions.is_suspect(self._view, now, self._timing):
             self.nudge()
+
+    def listen(self) -> float:
+        """Said again and again, so that silence counts; returns when at the latest to say it next, in seconds."""
+        now = self._clock.monotonic()
+        self._view = decisions.listened(self._view, now, self._timing)
+        if decisions.is_missed(self._view, now, self._timing) and self._searched_for != self._view.contact_at:
+            self._searched_for = self._view.contact_at  # what the leader has written last must be seen in time
+            self.nudge()
+        left = decisions.suspected_at(self._view, self._timing) - now
+        return max(SHORTEST_LISTEN_SECONDS, min(LISTEN_SECONDS, left))
+
+    def suspects(self) -> Metadata | None:
+        """The newest epoch here, when others should be asked whether they reach the leader that it names."""
+        due = self._clock.monotonic() >= decisions.suspected_at(self._view, self._timing)
+        return self._local.metadata if due and self._local.metadata.term == self._view.term else None
+
+    def heard_from_members(self, findings: Findings) -> None:
+        """What came of asking."""
+        now = self._clock.monotonic()
+        self._view = decisions.heard_from_members(self._view, findings, now, self._timing)
+        if self._view.claim_at is not None:
+            self.nudge()
+
+    def reaches(self, leader: Leader | None) -> bool:
+        """Whether this node hears that leader."""
+        return decisions.reaches(self._view, leader, self._clock.monotonic(), self._timing)
 
     def feed(self, on: bool) -> None:
         """Whether the leader hands over epochs from now on."""
@@ -117,6 +154,7 @@ class Follower:
             else:
                 self._relief()
             if isinstance(pause, Claim):
+                self._view = self._begin()  # it is not suspected any more, but replaced
                 return pause
             if pause > 0:
                 await self._pause(pause)
@@ -138,7 +176,9 @@ class Follower:
             return 0.0
         now = self._clock.monotonic()
         can_lead = self._can_lead and now >= self._abstains_until
-        patience = self._clock.random()
+        patience = 0.0
+        if not self._chosen:
+            patience = decisions.patience(self._view, self._rank(), self._clock.random(), self._timing)
         action = decisions.decide(
             self._view, now, self._timing, me=self._me, can_lead=can_lead, patience=patience, fed=self._fed
         )
@@ -212,6 +252,8 @@ class Follower:
         self._view = decisions.saw_epoch(self._view, entry.metadata, self._clock.monotonic())
         if entry.metadata.leader is None:
             self._look_at = self._clock.monotonic()
+        else:
+            self._chosen = False
         self._on_epoch(entry.metadata)
 
     def _begin(self) -> decisions.View:

@@ -16,7 +16,16 @@ from littlebigcluster.settings import NodeSettings
 
 @cli.command()
 @member_options
+@click.option(
+    "--leader-priority",
+    type=int,
+    metavar="NUMBER",
+    default=0,
+    show_default=True,
+    help="Of several that stand by the one with the highest leads next.",
+)
 @seconds_option("leader-timeout", "So long without a sign of life of the leader, and this node takes over.")
+@seconds_option("suspect-timeout", "So long without hearing the leader, and this node asks the others for it.")
 @seconds_option(
     "epoch-interval", "Between epochs on average, while this node leads; 0 writes as fast as the store can."
 )
@@ -47,7 +56,7 @@ def members(place: Place, /, as_json: bool, **tls: Any) -> None:
 
 
 @cli.command()
-@click.option("--to", metavar="UUID", help="Who shall lead; the standby with the lowest lag if not given.")
+@click.option("--to", metavar="UUID", help="Who shall lead; the first standby in rank if not given.")
 @tls_options
 @click.pass_obj
 def step_down(place: Place, /, to: str | None, **tls: Any) -> None:
