@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from tests.chaos.run import Run
@@ -76,8 +77,10 @@ async def _run(arguments: argparse.Namespace) -> int:
             kept = True
             try:
                 await run.run()
-            finally:
-                run.keep(directory)
+            except Exception as error:
+                traceback.print_exc()
+                run.problems.append(f"the test itself failed: {error!r}")
+            run.keep(directory)
             print("\n".join(await run.summary()))
         for problem in run.problems:
             print(f"WRONG: {problem[:2000]}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Sequence
@@ -43,6 +44,7 @@ class Clients:
         self.seen: list[tuple[range, Seen]] = []
         """What strong reads have seen of a range of writes."""
         self.answers: list[Acknowledged] = []
+        self.problems: list[str] = []
         self._chance = random.Random(seed)
         self._open: set[asyncio.Task[object]] = set()
         self._newest = 0
@@ -142,9 +144,15 @@ class Clients:
             number = max(0, self._newest // LIST_LENGTH - self._chance.choice([0, 0, 0, 1, 2]))
             among = range(number * LIST_LENGTH, (number + 1) * LIST_LENGTH)
             level = self._chance.choice(["local", "at_least", "strong", "strong"])
-            await self.read(node.host, level, among)
+            try:
+                await self.read(node.host, level, among)
+            except sqlite3.Error as error:
+                self.operations[f"{level} read, failed"] += 1
+                if not node.disk.was_full:
+                    self.problems.append(f"a read on node {node.number} failed: {error!r}")
 
     async def read(self, host: Host, level: str, among: range) -> State | None:
+        """What it shows; None if it is late. Raises sqlite3.Error."""
         how: dict[str, Any] = {"timeout": READ_SECONDS}
         if level == "strong":
             how["consistency"] = "strong"
@@ -164,7 +172,7 @@ class Clients:
         return state
 
     async def read_all_of(self, host: Host) -> None:
-        """Strong reads of everything, list by list. Raises AssertionError when one gets no answer."""
+        """Strong reads of everything, list by list. Raises AssertionError when one gets no answer, sqlite3.Error."""
         for start in range(0, self._newest + 1, LIST_LENGTH):
             state = await self.read(host, "strong", range(start, start + LIST_LENGTH))
             assert state is not None, "a strong read got no answer, long after the last fault"

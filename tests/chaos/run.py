@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -113,9 +114,9 @@ class Run:
             for host in hosts:
                 await self.clients.read_all_of(host)
             await self.recorder.check(*hosts, timeout=RECOVERY_SECONDS)  # type: ignore[arg-type]
-        except (AssertionError, LbcError, TimeoutError) as error:
+        except (AssertionError, LbcError, TimeoutError, sqlite3.Error) as error:
             self.problems.append(f"{type(error).__name__}: {error}")
-        self.problems += self.clients.violations()
+        self.problems += self.clients.problems + self.clients.violations()
         verified = await asyncio.to_thread(_verify, self.site.place)
         if verified.returncode != 0:
             self.problems.append(f"lbc verify --deep: {verified.stdout}{verified.stderr}")
