@@ -26,6 +26,7 @@ from littlebigcluster import (
     NotAllowed,
     NotLeader,
     OutcomeUnknown,
+    Overloaded,
     StoreUnavailable,
 )
 
@@ -35,7 +36,17 @@ SELECT = "SELECT NULL, value FROM _lbc WHERE key = 'epoch' UNION ALL SELECT id, 
 AMONG = " WHERE id >= ? AND id < ?"
 """Behind `SELECT`, for those of a range only. Rows come in the order in which they were written."""
 
-REFUSALS = (NotLeader, Fenced, Aborted, StoreUnavailable, DeadlineExceeded, EpochTooLarge, NotAllowed, sqlite3.Error)
+REFUSALS = (
+    NotLeader,
+    Fenced,
+    Aborted,
+    StoreUnavailable,
+    Overloaded,
+    DeadlineExceeded,
+    EpochTooLarge,
+    NotAllowed,
+    sqlite3.Error,
+)
 """Each of these says that the write is certainly not there."""
 
 Fate = Literal["acknowledged", "refused", "unknown"]
