@@ -66,7 +66,7 @@ class Feed:
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
-        self._subscribers: set[Subscriber] = set()
+        self._subscribers: dict[Subscriber, None] = {}
         self._recent: deque[tuple[int, bytes]] = deque()
         self._recent_bytes = 0
 
@@ -81,11 +81,11 @@ class Feed:
             missed = [frames.pack(frames.NAMED, str(self._epoch).encode())]
         for frame in missed:
             subscriber.push(frame)
-        self._subscribers.add(subscriber)
+        self._subscribers[subscriber] = None
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
-        self._subscribers.discard(subscriber)
+        self._subscribers.pop(subscriber, None)
 
     def publish_epoch(self, epoch: int, body: bytes) -> None:
         """This epoch is durable."""

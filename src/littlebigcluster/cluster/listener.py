@@ -13,6 +13,7 @@ from littlebigcluster.cluster.description import Description, host_and_port
 from littlebigcluster.cluster.identity import Source, source_of
 from littlebigcluster.errors import LbcError
 from littlebigcluster.net import (
+    NETWORK,
     ASGIApp,
     Client,
     NodeIdentity,
@@ -43,6 +44,7 @@ class Listener:
         *,
         clock: Clock,
     ) -> None:
+        self._network = NETWORK.get()
         self._store, self._app, self._node = store, app, node
         self._settings, self._description, self._clock = settings, description, clock
         self.address = ""
@@ -67,7 +69,7 @@ class Listener:
             hosts += [reachable_host(host) if is_wildcard(host) else host, "localhost", "127.0.0.1", "::1"]
             self._source = source_of(self._store, self._node, self._settings, hosts, clock=self._clock)
             self._identity = await self._source.look()
-        self._server = Server(
+        self._server = self._network.serve(
             self._app,
             host=host,
             port=port,
@@ -88,7 +90,7 @@ class Listener:
     def connect(self, address: str) -> Client:
         """A client of another node. It gets the new certificate when this node's is renewed."""
         scheme = "https" if self._identity else "http"
-        client = Client(
+        client = self._network.connect(
             f"{scheme}://{address}", tls=self._identity, clock=self._clock, headers={"x-lbc-from": str(self._node)}
         )
         self._clients.add(client)

@@ -167,15 +167,12 @@ class Roster:
 
     def __init__(self, term: int, me: Member, last: Members, now: float, timeout: float) -> None:
         self._timeout, self._me = timeout, me.id
+        self.me = me
+        """The leader itself, also after it has left."""
         self._heard = {member.id: now for member in last if member.id != me.id}
         self._sessions: dict[UUID, str] = {}
         self._members = {member.id: member for member in last} | {me.id: me}
         self.members = Members(term, 1, self._sorted())
-
-    @property
-    def me(self) -> Member:
-        """The leader itself."""
-        return self._members[self._me]
 
     def report(self, member: Member, session: str, now: float) -> None:
         """A member has said what it is. `session` tells two processes apart that claim one id.
@@ -191,12 +188,14 @@ class Roster:
 
     def describe(self, me: Member) -> None:
         """The leader says something new of itself."""
+        self.me = me
         self._put(me)
 
     def advance(self, epoch: int) -> None:
         """The leader itself has come to this epoch."""
+        self.me = replace(self.me, epoch=epoch)
         if self._me in self._members:
-            self._put(replace(self.me, epoch=epoch))
+            self._put(self.me)
 
     def leave(self) -> None:
         """The leader itself leaves: the last view it gives is one without it."""

@@ -120,7 +120,7 @@ class Connections:
         self.all: Watch[tuple[Peer, ...]] = Watch(())
         self.up: Watch[tuple[Peer, ...]] = Watch(())
         self._keepers: dict[Peer, asyncio.Task[None]] = {}
-        self._open: set[Peer] = set()
+        self._open: dict[Peer, None] = {}
 
     async def follow(self, wanted: AsyncIterator[Iterable[Place]]) -> None:
         """Keep connections to the newest of `wanted`. Who is wanted no more is left to finish what is under way.
@@ -131,17 +131,18 @@ class Connections:
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
                     async for places in wanted:
-                        self._turn_to(set(places), group)
+                        self._turn_to(dict.fromkeys(places), group)
         finally:
             await self._end()
 
-    def _turn_to(self, places: set[Place], group: asyncio.TaskGroup) -> None:
+    def _turn_to(self, places: Iterable[Place], group: asyncio.TaskGroup) -> None:
         for peer in [peer for peer in self._keepers if peer.place not in places]:
             self._keepers.pop(peer).cancel()
-        self._open = {peer for peer in self._open if not peer.closed}
-        for place in places - {peer.place for peer in self._keepers}:
+        self._open = {peer: None for peer in self._open if not peer.closed}
+        present = {peer.place for peer in self._keepers}
+        for place in [place for place in places if place not in present]:
             peer = Peer(place, self._connect(place.address), self._publish)
-            self._open.add(peer)
+            self._open[peer] = None
             self._keepers[peer] = group.create_task(self._keep(peer))
         self._publish()
 

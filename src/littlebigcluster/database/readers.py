@@ -15,6 +15,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.database.connections import SnapshotConnection
 from littlebigcluster.database.guards import read_guard
 from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, Overloaded, SnapshotExpired
+from littlebigcluster.threads import THREADS
 
 T = TypeVar("T")
 
@@ -200,7 +202,8 @@ class Readers:
         self._connect = connect
         self._max_age = max_read_age
         self._clock = clock or Clock()
-        self._closed = threading.Event()
+        self._threads = THREADS.get()
+        self._closed = self._threads.event()
         self._hand_over = threading.Lock()
         self._waiting: deque[_Job] = deque()
         self._resting: list[_Inbox] = []
@@ -210,8 +213,8 @@ class Readers:
         self._lent: dict[_Reader, None] = {}
         self._serving = [_Reader(connect) for _ in range(threads)]
         for number, reader in enumerate(self._serving):
-            threading.Thread(target=self._serve, args=(reader,), name=f"lbc-reader-{number}", daemon=True).start()
-        threading.Thread(target=self._reap, name="lbc-reader-ages", daemon=True).start()
+            self._threads.start(partial(self._serve, reader), name=f"lbc-reader-{number}")
+        self._threads.start(self._reap, name="lbc-reader-ages")
 
     async def read(
         self,
@@ -296,7 +299,7 @@ class Readers:
         return inbox.get()
 
     def _serve(self, reader: _Reader) -> None:
-        inbox = _Inbox()
+        inbox: _Inbox = self._threads.queue()
         while (job := self._next(inbox)) is not None:
             if job.stop is not None:
                 continue

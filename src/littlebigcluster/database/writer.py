@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -22,6 +21,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.database.pending import Batch, Done, ErrorFactory, Pending
 from littlebigcluster.database.primary import Primary, PrimaryBroken, Transaction
 from littlebigcluster.errors import Aborted, DeadlineExceeded, OutcomeUnknown, Overloaded
+from littlebigcluster.threads import THREADS
 
 __all__ = ["Batch", "Done", "Pending", "Writer"]
 
@@ -76,8 +76,9 @@ class Writer:
         self._max_queued, self._max_queued_bytes = max_queued_writes, max_queued_bytes
         self._batch_bytes = batch_bytes
         self._batch_seconds = batch_seconds
-        self._queue: SimpleQueue[Pending[Any] | None] = SimpleQueue()
-        self._closings: SimpleQueue[_Closing | None] = SimpleQueue()
+        self._threads = THREADS.get()
+        self._queue: SimpleQueue[Pending[Any] | None] = self._threads.queue()
+        self._closings: SimpleQueue[_Closing | None] = self._threads.queue()
         self._queued: dict[Pending[Any], bool] = {}
         self._open: dict[Pending[Any], None] = {}  # not settled
         self._submitted = self._untaken = self._untaken_bytes = 0
@@ -106,7 +107,7 @@ class Writer:
         """Done, with the reason, when this writer is of no use any more. What was not handed over in a batch is
         lost then, and has failed with `Aborted`; make another writer, with a new primary."""
         # A daemon: a function that never returns must not keep the process from ending.
-        threading.Thread(target=self._run, name="lbc-writer", daemon=True).start()
+        self._threads.start(self._run, name="lbc-writer")
         await self._started
 
     def submit(

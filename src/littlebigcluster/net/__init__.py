@@ -3,6 +3,7 @@
 from littlebigcluster.net.address import format_address, is_loopback, is_wildcard, parse_address, reachable_host
 from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
 from littlebigcluster.net.client import Body, Client
+from littlebigcluster.net.network import NETWORK, Network
 from littlebigcluster.net.pem import Pem, load_identity
 from littlebigcluster.net.responses import Response, StreamResponse
 from littlebigcluster.net.routes import RETRY_LATER, Answer, Crowded, Refused, Request, Router
@@ -11,6 +12,7 @@ from littlebigcluster.net.tls import Authority, NodeIdentity, PeerName, bundle, 
 
 __all__ = [
     "CUT_OFF_HEADER",
+    "NETWORK",
     "RETRY_LATER",
     "ASGIApp",
     "Answer",
@@ -19,6 +21,7 @@ __all__ = [
     "Client",
     "Crowded",
     "Message",
+    "Network",
     "NodeIdentity",
     "PeerName",
     "Pem",

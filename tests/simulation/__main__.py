@@ -1,0 +1,85 @@
+"""`python -m tests.simulation`: one seed with its transcript, some seeds, or fresh ones for so many seconds."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+from tests.simulation.engine import Result, simulate
+
+
+def seeds(first: int | None, number: int | None, seconds: float) -> Iterator[int]:
+    """From `first`, or a random one, on: so many, or as many as there is time for."""
+    start = secrets.randbits(31) if first is None else first
+    end = time.monotonic() + seconds
+    for seed in count(start):
+        if (number is not None and seed - start >= number) or (number is None and time.monotonic() > end):
+            return
+        yield seed
+
+
+class Tally:
+    """What many seeds have shown."""
+
+    def __init__(self) -> None:
+        self.seeds = self.reads = self.epochs = self.terms = 0
+        self.virtual_seconds = 0.0
+        self.faults: Counter[str] = Counter()
+        self.fates: Counter[str] = Counter()
+        self.failed: list[Result] = []
+        self._began = time.monotonic()
+
+    def add(self, result: Result) -> None:
+        self.seeds += 1
+        self.reads, self.epochs = self.reads + result.reads, self.epochs + result.epochs
+        self.terms += result.terms
+        self.virtual_seconds += result.virtual_seconds
+        self.faults += result.faults
+        self.fates += result.fates
+        if result.problems:
+            self.failed.append(result)
+
+    def __str__(self) -> str:
+        real = time.monotonic() - self._began
+        faults = ", ".join(f"{kind} {number}" for kind, number in self.faults.most_common())
+        fates = ", ".join(f"{number} {fate}" for fate, number in sorted(self.fates.items()))
+        return (
+            f"{self.seeds} seeds in {real:.0f} s, {len(self.failed)} failed; {self.virtual_seconds / 3600:.1f} hours"
+            f" simulated, {self.epochs} epochs, {self.terms} terms, {self.reads} reads\nwrites: {fates}"
+            f"\n{self.faults.total()} faults: {faults}"
+        )
+
+
+def run_all(chosen: Iterable[int]) -> Tally:
+    tally = Tally()
+    for seed in chosen:
+        tally.add(simulate(seed))
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="run this one, and print what happened")
+    parser.add_argument("--verbose", action="store_true", help="with --seed: what the library logs at DEBUG, too")
+    parser.add_argument("--first", type=int, help="begin with this seed (default: a random one)")
+    parser.add_argument("--count", type=int, help="run so many")
+    parser.add_argument("--seconds", type=float, default=60.0, help="run for so long (default: 60)")
+    options = parser.parse_args()
+    if options.seed is not None:
+        result = simulate(options.seed, verbose=options.verbose)
+        print(result)
+        return 1 if result.problems else 0
+    tally = run_all(seeds(options.first, options.count, options.seconds))
+    for result in tally.failed:
+        print(result, end="\n\n")
+    print(tally)
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What was promised in one simulated history, and whether it was kept. The judge of rows is that of the scenarios."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from littlebigcluster import LbcError
+from littlebigcluster.epochs import codec, names
+from littlebigcluster.testing import Member, Simulation
+from tests.scenarios.checker import INSERT, REFUSALS, SELECT, Fate, History, Recorder, State, problems
+
+CATCH_UP_SECONDS = 60.0
+
+
+class Ledger:
+    """Writes and reads through members, and judges what they were told."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._recorder = Recorder(simulation.cluster)
+        self.history: History = self._recorder.history
+        self.problems: list[str] = []
+        self.epochs = self.terms = 0
+        self._acknowledged_by: dict[int, UUID] = {}
+        self._strong_epoch = 0
+        """The newest that a strong read has returned, anywhere."""
+
+    # -- while it lasts ----------------------------------------------------------------------------------------------
+
+    async def prepare(self, member: Member) -> None:
+        await self._recorder.prepare(member.node)
+
+    async def write(self, member: Member, **how: Any) -> Fate:
+        """Through a node that leads, as it believes."""
+        write, history = next(self._recorder.ids), self.history
+        history.fates[write] = "unknown"
+        try:
+            done = await member.node.transaction(lambda db: db.execute(INSERT, (write,)) and None, **how)
+        except REFUSALS:
+            history.fates[write] = "refused"
+        except LbcError:  # its outcome is unknown, or the node has stopped
+            pass
+        else:
+            history.acknowledge(write, done.epoch)
+            other = self._acknowledged_by.setdefault(done.epoch, member.node.id)
+            if other != member.node.id:
+                self.problems.append(
+                    f"{member.node.id} and {other} have both acknowledged writes of epoch {done.epoch}"
+                )
+        return history.fates[write]
+
+    async def forward(self, member: Member, **how: Any) -> Fate:
+        try:
+            return await self._recorder.forward(member.node, **how)
+        except LbcError:
+            return "unknown"
+
+    async def read(self, member: Member, **how: Any) -> None:
+        """Of all levels. A strong one may not go back behind another strong one that had returned before it began."""
+        strong, floor = how.get("consistency") == "strong", self._strong_epoch
+        try:
+            state = await self._recorder.read(member.node, **how)
+        except LbcError:  # too late, no store, or the node has ended
+            return
+        if strong:
+            if state.epoch < floor:
+                self.problems.append(
+                    f"a strong read on {member.name} at epoch {state.epoch}, after one that had returned epoch {floor}"
+                )
+            self._strong_epoch = max(self._strong_epoch, state.epoch)
+
+    # -- in the end --------------------------------------------------------------------------------------------------
+
+    async def resolve(self, member: Member) -> None:
+        """Find out about forwarded writes without an answer, by their keys."""
+        await self._recorder.resolve(member.node)
+
+    async def judge(self, members: list[Member]) -> list[str]:
+        """All that is wrong, with the store and with these copies, which must get to the head by themselves."""
+        simulation = self._simulation
+        async with simulation.cluster.head() as head:
+            (_, epoch), *rows = (await head.query(SELECT)).rows
+        ends = [State("the store", epoch, rows)]
+        for member in members:
+            try:
+                await member.node.epoch.until(lambda value: value >= epoch, timeout=CATCH_UP_SECONDS)
+            except TimeoutError:
+                self.problems.append(f"{member.name} stays at epoch {member.node.epoch.value}, the head is {epoch}")
+                continue
+            state = await self._recorder.read(member.node)
+            ends.append(State(member.name, state.epoch, [row for row in state.rows if row[1] <= epoch]))
+            self.problems += self._differences(member)
+        self.problems += problems(self.history, ends)
+        self.problems += await self._of_log()
+        return self.problems
+
+    def _differences(self, member: Member) -> list[str]:
+        """Whether its copy has the state that the log says."""
+        local = member.node._local
+        body = self._simulation.store.get(names.wal(local.log.position.epoch))
+        if body is None:
+            return [f"{member.name} is at epoch {local.log.position.epoch}, which is not in the store"]
+        wanted = codec.decode_header(body, name="an epoch")[0].state_checksum
+        found = f"{local.replica.checksum:016x}"
+        return [] if found == wanted else [f"{member.name} has state {found}, its epoch {wanted}"]
+
+    async def _of_log(self) -> list[str]:
+        """The log itself: whole, restorable, and each term of one leader."""
+        found = []
+        verified = await self._simulation.cluster.verify(deep=True)
+        found += [f"verify: {finding}" for finding in verified.findings]
+        leaders: dict[int, Any] = {}
+        former = 0
+        for key in sorted(self._simulation.store.objects):
+            parsed = names.parse(key)
+            if parsed is None or parsed[0] != "wal":
+                continue
+            metadata = codec.decode_header(self._simulation.store.objects[key][0], name=key)[0]
+            if metadata.term < former:
+                found.append(f"epoch {metadata.epoch} is of term {metadata.term}, after term {former}")
+            former = metadata.term
+            leader = metadata.leader.uuid if metadata.leader else None
+            if leader is not None and leaders.setdefault(metadata.term, leader) != leader:
+                found.append(f"term {metadata.term} has two leaders")
+            self.epochs = metadata.epoch
+        self.terms = former
+        return found
