@@ -212,3 +212,18 @@ def test_the_example_is_a_cluster_too(tmp_path: Path, signum: signal.Signals) ->
     assert [entry["leader"] is None for entry in log_of(path)] == [False, True]
     again = run("-p", path, "init", program=EXAMPLE)
     assert (again.returncode, again.stderr.count("Traceback")) == (1, 0)
+
+
+def test_snapshot_has_a_follower_make_one(store: str) -> None:
+    with running("-p", store, "leader") as leader:
+        leader.until("We are the new leader!")
+        alone = output("-p", store, "snapshot")
+        assert re.fullmatch(rf"Snapshot of epoch \d+, [0-9.]+ (B|KiB), made by {UUID}\.\n", alone)
+        with running("-p", store, "follower") as follower:
+            follower.until("Initial members:")
+            leader.until("Members changed")
+            made = json.loads(output("-p", store, "snapshot", "--json"))
+            status = json.loads(output("-p", store, "status", "--json"))
+            assert made["by"] != status["leader"]["uuid"]
+            assert (made["epoch"], made["size_bytes"]) == (status["snapshot_epoch"], status["snapshot_size_bytes"])
+    assert "no talking to the leader" in error_line("-p", store, "snapshot")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from littlebigcluster.cli import text
 from littlebigcluster.cli.members import members_table, view_from
-from littlebigcluster.cluster import Cluster, Status
+from littlebigcluster.cluster import SNAPSHOT_PATH, SNAPSHOT_SECONDS, Cluster, Status
 from littlebigcluster.cluster.certificates import LOOK_SECONDS
 from littlebigcluster.epochs import Leader, Point
 from littlebigcluster.errors import LbcError, NotLeader
@@ -113,6 +113,16 @@ def _moment(value: str) -> str:
 
 def leader_json(leader: Leader | None) -> dict[str, str] | None:
     return leader.to_json() if leader else None
+
+
+async def show_snapshot(cluster: Cluster, settings: NodeSettings, *, as_json: bool) -> None:
+    """Have one made, and print what came of it."""
+    path, limit = SNAPSHOT_PATH, SNAPSHOT_SECONDS
+    made = await cluster.ask_leader("POST", path, {"here": False}, settings=settings, timeout=limit)
+    if as_json:
+        print(text.json_line(made))
+    else:
+        print(f"Snapshot of epoch {made['epoch']}, {text.size(made['size_bytes'])}, made by {made['by']}.")
 
 
 async def show_rotation(cluster: Cluster, *, at_once: bool) -> None:

@@ -5,9 +5,12 @@ from littlebigcluster.cluster.cluster import Cluster, Join
 from littlebigcluster.cluster.inspect import LogEntry, Rows, State, Status
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.session import ReadYourWrites
+from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH, SNAPSHOT_SECONDS, Snapshot
 from littlebigcluster.cluster.statements import Result
 
 __all__ = [
+    "SNAPSHOT_PATH",
+    "SNAPSHOT_SECONDS",
     "Changes",
     "Cluster",
     "Join",
@@ -16,6 +19,7 @@ __all__ = [
     "ReadYourWrites",
     "Result",
     "Rows",
+    "Snapshot",
     "State",
     "Status",
     "TableChanges",

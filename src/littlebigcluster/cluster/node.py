@@ -20,6 +20,7 @@ from littlebigcluster.cluster.membership import Member, Members, check_metadata,
 from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.cluster.returning import Returning
 from littlebigcluster.cluster.service import Service
+from littlebigcluster.cluster.snapshotting import Snapshotting
 from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.cluster.suspicion import Suspicion
 from littlebigcluster.cluster.travel import Travel
@@ -39,7 +40,7 @@ STEPPED_DOWN_SECONDS = 5.0
 """So long a node that has stepped down leaves the leadership to others."""
 
 
-class Node(Writing, Returning):
+class Node(Writing, Returning, Snapshotting):
     """Everything an application does with its cluster. One event loop; not for other threads.
 
     Attributes:
@@ -200,6 +201,7 @@ class Node(Writing, Returning):
             run=self._run_with_key,
             head=self._proven_head,
             roll_back=self._roll_back,
+            snapshot=self._serve_snapshot,
             members_only=self.settings.tls == "on",
         )
         self._listener = Listener(self._store, service, self.id, self.settings, description, clock=self._clock)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from littlebigcluster.cluster.forward import Run, describe, serve_write
+from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, shows_certificate
@@ -60,6 +61,7 @@ class Service:
         run: Run,
         head: Callable[[], Awaitable[int]],
         roll_back: Callable[[int], Awaitable[int]],
+        snapshot: Callable[[Request], Awaitable[Answer]],
         members_only: bool,
     ) -> None:
         self._node, self._app, self._leader_app = node, app, leader_app
@@ -75,6 +77,7 @@ class Service:
         self._router.add("POST", "/.lbc/report", lambda request: self._leading().report(request))
         self._router.add("POST", "/.lbc/write", lambda request: serve_write(request, run))
         self._router.add("POST", ROLLBACK_PATH, self._rollback)
+        self._router.add("POST", SNAPSHOT_PATH, snapshot)
         self._router.add("POST", "/.lbc/step-down", self._step_down)
         self._router.add("POST", "/.lbc/leave", lambda request: self._leading().leave(request))
 

@@ -1,4 +1,4 @@
-"""Nodes, and those that run: leader, follower, members, step-down, rotate-authority."""
+"""Nodes, and those that run: leader, follower, members, step-down, snapshot, rotate-authority."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from littlebigcluster.cli.member import run_member
 from littlebigcluster.cli.options import join_options, json_option, member_options, seconds_option, tls_options
 from littlebigcluster.cli.place import Place, cli
-from littlebigcluster.cli.reading import show_members, show_rotation
+from littlebigcluster.cli.reading import show_members, show_rotation, show_snapshot
 from littlebigcluster.cli.signals import run
 from littlebigcluster.settings import NodeSettings
 
@@ -63,6 +63,18 @@ def step_down(place: Place, /, to: str | None, **tls: Any) -> None:
     """Have the leader hand over to a standby; no write is lost."""
     run(place.cluster().ask_leader("POST", "/.lbc/step-down", {"to": to}, settings=NodeSettings(**tls)))
     click.echo("The leader has handed over.")
+
+
+@cli.command()
+@json_option
+@tls_options
+@click.pass_obj
+def snapshot(place: Place, /, as_json: bool, **tls: Any) -> None:
+    """Have a snapshot made now: by a follower if there is one, else by the leader.
+
+    Nodes make snapshots by themselves; this is for before an upgrade, or when many nodes are about to join.
+    """
+    run(show_snapshot(place.cluster(), NodeSettings(**tls), as_json=as_json))
 
 
 @cli.command()
