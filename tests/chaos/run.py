@@ -55,7 +55,7 @@ class Run:
                     task.cancel()
 
     async def _suffer(self) -> None:
-        await self._first_leader()
+        await self._begin()
         self.began = time.monotonic()
         planned = plan(self.seed, seconds=self.seconds, nodes=len(self.site.nodes), kinds=possible(self.site))
         async with asyncio.TaskGroup() as group:
@@ -67,15 +67,21 @@ class Run:
                 task.cancel()
         self.ended = time.monotonic()
 
-    async def _first_leader(self) -> None:
+    async def _begin(self) -> None:
+        """Until all nodes are there, and have the table: a local read may well see what was before."""
+        nodes = self.site.nodes
         async with asyncio.timeout(RECOVERY_SECONDS):
-            while True:
+            while any(node.host is None for node in nodes):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            epoch = None
+            while epoch is None:
+                await asyncio.sleep(0.1)
                 leader = self.clients.leader()
                 if leader is not None and leader.host is not None:
                     with contextlib.suppress(LbcError):
-                        await leader.host.execute(TABLE)
-                        return
-                await asyncio.sleep(0.1)
+                        epoch = (await leader.host.execute(TABLE)).epoch
+            for host in [node.host for node in nodes if node.host is not None]:
+                await host.epoch.until(lambda there: there >= epoch, timeout=RECOVERY_SECONDS)
 
     async def _show(self) -> None:
         while True:

@@ -25,6 +25,7 @@ STORE_TIMEOUT_SECONDS = 2.0
 SETTINGS: dict[str, Any] = {
     "epoch_interval": 0,
     "leader_timeout": 3,
+    "suspect_timeout": 1,
     "poll_interval": 0.4,
     "member_timeout": 3,
     "fence_validity": 4,
