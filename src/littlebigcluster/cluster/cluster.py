@@ -114,7 +114,7 @@ class Cluster:
     def procedure(self, function: F) -> F:
         """Decorator: register `function(db, **arguments)` under its name, for `node.call` from any node.
 
-        It runs as a transaction on the leader, so register it where a node can lead. Raises ValueError for a taken name.
+        It runs as a transaction on the leader: register it where nodes can lead. Raises ValueError for a taken name.
         """
         name = function.__name__
         if self._procedures.setdefault(name, function) is not function:
