@@ -18,6 +18,7 @@ from h2corn._lib import prepare_tls
 from h2corn._server import TlsMaterial
 
 from littlebigcluster.net.asgi import ASGIApp, Message, Receive, Scope, Send
+from littlebigcluster.net.descriptors import guard
 from littlebigcluster.net.lifespan import Lifespan
 from littlebigcluster.net.tls import NodeIdentity
 
@@ -31,6 +32,7 @@ it, so it may have taken effect: as when the connection had broken."""
 
 _TLS_1_3 = 0x0304
 _ACCEPT_QUEUE = 1024
+_AGAIN_SECONDS = 0.5
 _IN_MEMORY = Path("in-memory")
 """Stands in the configuration where h2corn wants file names; the PEM texts are handed over themselves."""
 
@@ -86,6 +88,9 @@ class Server:
         self._generations: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._again: asyncio.Task[None] | None = None
+        """Tries to serve again, after the library gave up."""
+        self._guard: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[None] | None = None
 
     @property
@@ -106,6 +111,7 @@ class Server:
         try:
             await self._lifespan.startup()
             self._current = await self._serve(self._tls)
+            self._guard = asyncio.create_task(guard(self._socket))
         except BaseException:
             await self._lifespan.shutdown(1.0)
             self._close_socket()
@@ -132,6 +138,10 @@ class Server:
         if self._socket is None or self._stopping:
             return
         self._stopping = True
+        helpers = [task for task in (self._again, self._guard) if task is not None]
+        for task in helpers:
+            task.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
         if self._current is not None:
             self._current.native.shutdown()
         self._close_socket()
@@ -239,10 +249,24 @@ class Server:
             return
         error = task.exception()
         is_current = self._current is not None and not self._stopping and not self._generations
+        if isinstance(error, OSError) and is_current:
+            if self._again is None or self._again.done():
+                _log.warning("port %s accepts no connections, until it can: %s", self._port, error)
+                self._again = asyncio.create_task(self._serve_again(), name="server")
+            return
         if error is not None or is_current:
             _log.error("a server on port %s ended: %r", self._port, error)
         if is_current:
             self._end(RuntimeError(f"the HTTP/2 server ended by itself: {error!r}"))
+
+    async def _serve_again(self) -> None:
+        """The library gives up when it cannot accept a connection, for want of file descriptors mostly."""
+        while True:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            with contextlib.suppress(OSError):
+                self._current = await self._serve(self._tls)
+                _log.warning("port %s accepts connections again", self._port)
+                return
 
     def _end(self, error: Exception | None) -> None:
         if self._ended is None or self._ended.done():
