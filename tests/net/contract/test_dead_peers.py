@@ -42,6 +42,7 @@ async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
             with pytest.raises(PeerUnavailable) as caught:
                 await client.request("GET", "/hello")
             assert not caught.value.sent
+            assert not caught.value.refused
             server.process.send_signal(signal.SIGCONT)
             assert (await client.request("GET", "/hello")).status == 200
 

@@ -70,6 +70,7 @@ async def test_a_closed_port_says_that_nothing_was_sent(mint: Mint, clock: Clock
         with pytest.raises(PeerUnavailable) as caught:
             await client.request("POST", "/hello", body=b"x")
     assert not caught.value.sent
+    assert caught.value.refused
 
 
 async def test_headers_and_status_go_both_ways(client: Client) -> None:
