@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sqlite3
+import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -153,3 +154,19 @@ async def led_on(path: Path) -> None:
     async with lbc.Cluster(path).join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node:
         await node.wait_until_leader(timeout=30)
         await node.execute("INSERT INTO job(name) VALUES ('more')")
+
+
+@pytest.mark.parametrize("command", ["restore", "export"])
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(store: str, tmp_path: Path, command: str) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    # No file may be larger than a page: the write fails as it does where no space is left.
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1)); "
+    limited += "from littlebigcluster.cli.app import main; main()"
+    program = [sys.executable, "-W", "error", "-c", limited]
+    done = run("-p", store, command, "-o", str(target / "x.db"), program=program, SQLITE_TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert list(target.iterdir()) == []

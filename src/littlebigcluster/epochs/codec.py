@@ -152,9 +152,19 @@ class Decompressor:
 
     def piece(self, chunk: bytes) -> Iterator[bytes]:
         """The raw content that `chunk` of the stored content yields."""
+        return self.hashed(self.unhashed(chunk))
+
+    def hashed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The pieces as they are; all of the raw content has to go through this, in order. May be another thread's
+        work than `unhashed`."""
+        for raw in pieces:
+            self._raw.update(raw)
+            yield raw
+
+    def unhashed(self, chunk: bytes) -> Iterator[bytes]:
+        """Like `piece`, for `hashed`."""
         self._stored.update(chunk)
         for raw in self._decompress(chunk) if self._zstd else [chunk]:
-            self._raw.update(raw)
             self._raw_size_bytes += len(raw)
             if self._raw_size_bytes > self._metadata.raw_size_bytes:
                 raise self._corrupt(f"{self._metadata.raw_size_bytes} bytes of content, found more")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
 _WINDOW = 4
+_BATCH = 4
+"""Pieces, of at most 1 MiB where they are compressed, that are decompressed at a time."""
 _ATTEMPTS = 3
 """So often a snapshot is sent that the store does not give back as it was."""
 
@@ -181,28 +183,42 @@ async def download(
 ) -> Metadata:
     """Fetch a snapshot by a few range reads at a time and hand its raw pieces, in order, to `sink` in a thread.
 
-    `sink` gets each piece as soon as it is there, and `on_bytes` is told how many more bytes of the object have been
-    read; only when this returns all of it is known to be good.
+    `sink` gets a few pieces at a time, while the next ones are decompressed in another thread, and `on_bytes` is told
+    how many more bytes of the object have been read; only when this returns all of it is known to be good. When it
+    ends, in whatever way, `sink` does nothing any more.
     Raises CorruptLog, FormatTooNew, StoreUnavailable, and what `sink` raises.
     """
     name = info.key
     size = info.size_bytes
     reads = (_read(store, name, start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES))
-    pieces = in_order(reads, window=_WINDOW)
+    decompressor: codec.Decompressor | None = None
+    behind: asyncio.Future[None] | None = None
     try:
-        first = await anext(pieces, b"")
-        metadata, start = codec.decode_header(first, name=name)
-        check_snapshot(metadata, name)
-        decompressor = codec.Decompressor(metadata, name=name, offset=start)
-        await asyncio.to_thread(lambda: sink(decompressor.piece(first[start:])))
-        on_bytes(len(first))
-        async for piece in pieces:
-            await asyncio.to_thread(lambda piece=piece: sink(decompressor.piece(piece)))  # type: ignore[misc]
-            on_bytes(len(piece))
-        decompressor.finish()
-        return metadata
+        async with aclosing(in_order(reads, window=_WINDOW)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                start = 0
+                if decompressor is None:
+                    metadata, start = codec.decode_header(piece, name=name)
+                    check_snapshot(metadata, name)
+                    decompressor = codec.Decompressor(metadata, name=name, offset=start)
+                raws = decompressor.unhashed(piece[start:])
+                while batch := await asyncio.to_thread(lambda raws=raws: list(islice(raws, _BATCH))):  # type: ignore[misc]
+                    if behind is not None:
+                        await asyncio.shield(behind)
+                    behind = asyncio.ensure_future(asyncio.to_thread(sink, decompressor.hashed(batch)))
+                on_bytes(len(piece))
+        if behind is not None:
+            await asyncio.shield(behind)
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        while behind is not None and not behind.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([behind])
+        if behind is not None and not behind.cancelled():
+            behind.exception()  # told already, or something else is
+    if decompressor is None:
+        raise CorruptLog(name, "the metadata of a snapshot, found nothing")
+    decompressor.finish()
+    return metadata
 
 
 async def _read(store: Store, name: str, start: int, length: int) -> bytes:
