@@ -13,7 +13,7 @@ from typing import Any
 from littlebigcluster import Cluster, Node
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.certificates import load_authorities
-from littlebigcluster.cluster.cluster import Join
+from littlebigcluster.cluster.join import Join
 from littlebigcluster.net import Client, NodeIdentity
 from littlebigcluster.store import Store
 from littlebigcluster.store.wrappers import Counting

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from littlebigcluster.cli import text
 from littlebigcluster.cli.diff import show_diff
-from littlebigcluster.cluster import Cluster
+from littlebigcluster.cluster import Cluster, Repaired
 from littlebigcluster.epochs import Point
 from littlebigcluster.settings import NodeSettings
 
@@ -50,9 +50,15 @@ async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
     how = "each epoch replayed" if deep else "hashes, chain and snapshots"
     state = text.count(len(verified.findings), "fault") if verified.findings else "all is well"
     text.show(f"{counted}, {text.size(verified.size_bytes)} checked ({how}): {state}")
-    spans = ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in verified.restorable)
-    text.show(f"Restorable: epochs {spans}" if spans else "Restorable: nothing")
+    text.show(f"Restorable: epochs {spans(verified.restorable)}" if verified.restorable else "Restorable: nothing")
+    if verified.lost:
+        text.show(f"Lost, as repairs tell: epochs {spans(verified.lost)}")
     return not verified.findings
+
+
+def spans(found: list[tuple[int, int]]) -> str:
+    """Runs of epochs, for people."""
+    return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in found)
 
 
 _DIFFERENCES = 10
@@ -67,3 +73,47 @@ async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, ac
         return
     done = await cluster.rollback(point, settings=settings)
     print(f"Epoch {done.epoch} is as epoch {done.value} was. To undo it: lbc rollback --to {done.epoch - 1} --yes")
+
+
+async def repair(cluster: Cluster, settings: NodeSettings, *, act: bool, as_json: bool) -> None:
+    """Say what is damaged and what helps; with `act`, do it."""
+    with progress_bar() as on_bytes:
+        found = await cluster.repair(act=act, settings=settings, on_bytes=on_bytes)
+    if as_json:
+        print(text.json_line(asdict(found)))
+        return
+    for finding in found.findings:
+        text.show(text.printable(f"{finding.object}: {finding.problem}"))
+    if found.action == "nothing":
+        print("Nothing is to be repaired: every node can join, and no damage is without a record.")
+        return
+    if found.obstacle:
+        text.show(text.printable(f"Nobody can join: {found.obstacle}"))
+    if found.lost:
+        text.show(f"Epochs that cannot be restored: {spans(found.lost)}")
+    if found.epoch is None:
+        text.show(text.printable(_what_helps(found)))
+        print("Nothing was done. With --yes it is.")
+    elif found.action == "go back":
+        print(f"Epoch {found.epoch} is as epoch {found.newest} was. The log goes on from there; nodes can join.")
+    elif found.action == "snapshot":
+        print(f"The leader has made a snapshot of epoch {found.epoch}, the newest one. Nodes can join.")
+    else:
+        print("Done. Nodes can join.")
+
+
+def _what_helps(found: Repaired) -> str:
+    match found.action:
+        case "go back":
+            return (
+                f"Nobody leads. The log would go on after epoch {found.head} with the state of epoch {found.newest},"
+                " the newest one that can be restored: what was written since is lost. If a node still runs, or has"
+                " kept its directory, start it first: it may have all of it."
+            )
+        case "snapshot":
+            address = found.leader.address if found.leader else ""
+            return f"The leader, {address}, has the newest state. It would make a snapshot, from which nodes join."
+        case "authority":
+            return "A new certificate authority would take the place of the damaged one."
+        case _:
+            return "Nodes can join. Damaged snapshots would be set aside, and a record made of what is damaged."

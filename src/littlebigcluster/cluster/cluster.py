@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import changes, inspect, moving, past
 from littlebigcluster.cluster.certificates import Rotation, rotate_authority
 from littlebigcluster.cluster.description import Description, check_roles
-from littlebigcluster.cluster.directory import NodeDirectory
 from littlebigcluster.cluster.initialize import check_id, initialize
 from littlebigcluster.cluster.inspect import LogEntry, State, Status
-from littlebigcluster.cluster.node import Node
+from littlebigcluster.cluster.join import Join
 from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
-from littlebigcluster.cluster.statements import Procedures
+from littlebigcluster.cluster.repair import Repaired, repair
 from littlebigcluster.cluster.verify import Verified, verify
 from littlebigcluster.database import Done
-from littlebigcluster.epochs import Metadata, Point, names, read_identity
+from littlebigcluster.epochs import Metadata, Point, read_identity
 from littlebigcluster.net import ASGIApp
 from littlebigcluster.settings import ClusterSettings, Duration, NodeSettings, seconds
-from littlebigcluster.store import Location, Store, open_store, probe_exists
+from littlebigcluster.store import Location, Store, open_store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -186,6 +183,31 @@ class Cluster:
         """
         return await verify(self._store, deep=deep, expected_id=self._id, clock=self._clock, on_bytes=on_bytes)
 
+    async def repair(
+        self,
+        *,
+        act: bool = False,
+        settings: NodeSettings | None = None,
+        on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Repaired:
+        """Look what is damaged, and whether nodes can still join; with `act`, see to it that they can.
+
+        A leader that is alive makes a snapshot, and nothing is lost but the way to some former states. If nobody leads,
+        which takes twice the `leader_timeout` of `settings` to see, the log goes on with the newest state that can be
+        restored, as a new epoch. Damaged epochs stay where they are, damaged snapshots are moved to `.lbc/aside/`, and
+        a record in `.lbc/repairs/` tells of it. May be repeated. Raises NotRetained when nothing can be restored,
+        Fenced when another one was faster, PeerUnavailable for a leader that lives and cannot be asked,
+        OutcomeUnknown, LbcError when the leader refuses, OSError, and what `status` raises.
+        """
+        return await repair(
+            self._store,
+            act=act,
+            settings=settings or NodeSettings(),
+            expected_id=self._id,
+            clock=self._clock,
+            on_bytes=on_bytes,
+        )
+
     async def rollback(self, point: Point, *, settings: NodeSettings | None = None) -> Done[int]:
         """Make the database what it was at `point`, as one new epoch; see `Node.rollback`.
 
@@ -319,82 +341,3 @@ def _checked(settings: ClusterSettings | None) -> ClusterSettings:
     if settings is not None and not isinstance(settings, ClusterSettings):
         raise TypeError(f"the settings of a cluster are ClusterSettings, not {settings!r}")
     return settings or ClusterSettings()
-
-
-class Join:
-    """`async with cluster.join(...) as node`. When the node fails in the background, the body is cancelled and the
-    failure raised from the `async with`."""
-
-    def __init__(
-        self,
-        store: Store,
-        expected_id: str | None,
-        settings: NodeSettings,
-        description: Description,
-        procedures: Procedures,
-        *,
-        clock: Clock,
-    ) -> None:
-        self._store, self._expected_id, self._settings = store, expected_id, settings
-        self._description, self._procedures, self._clock = description, procedures, clock
-        self._failed = False
-
-    async def __aenter__(self) -> Node:
-        identity, body = await read_identity(self._store, expected_id=self._expected_id)
-        await probe_exists(self._store, names.CLUSTER, body)
-        self._directory = NodeDirectory(self._settings.directory)
-        try:
-            self._node = Node(
-                self._store, identity, self._directory.path, self._settings,
-                description=self._description,
-                procedures=self._procedures,
-                clock=self._clock,
-            )  # fmt: skip
-            try:
-                await self._node._start()
-            except BaseException:
-                await self._node._close()
-                raise
-        except BaseException:
-            self._directory.close()
-            raise
-        body_task = asyncio.current_task()
-        assert body_task is not None
-        self._body: asyncio.Task[Any] = body_task
-        self._main = asyncio.create_task(self._node._run(), name=f"lbc-{self._node.id}")
-        self._main.add_done_callback(self._on_end)
-        return self._node
-
-    def _on_end(self, main: asyncio.Task[None]) -> None:
-        if not main.cancelled() and main.exception() is not None:
-            self._failed = True
-            self._body.cancel()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._main.remove_done_callback(self._on_end)
-        cancelled_by_us = self._failed and self._body.uncancel() == 0
-        ending = asyncio.create_task(self._end())
-        interrupted: asyncio.CancelledError | None = None
-        while not ending.done():
-            try:
-                await asyncio.wait([ending])
-            except asyncio.CancelledError as cancelled:
-                # At once, then, without a release; but nothing is left behind.
-                interrupted = cancelled
-                self._main.cancel()
-        ending.result()
-        if interrupted is not None:
-            raise interrupted
-        if not self._main.cancelled():
-            failure = self._main.exception()
-            if failure is not None and (error is None or (cancelled_by_us and kind is asyncio.CancelledError)):
-                raise failure
-
-    async def _end(self) -> None:
-        try:
-            await self._node._stop(self._main)
-        finally:
-            await self._node._close()
-            await asyncio.to_thread(self._directory.close)

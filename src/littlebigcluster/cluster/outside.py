@@ -8,6 +8,8 @@ from typing import Any
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect
 from littlebigcluster.cluster.identity import source_of
+from littlebigcluster.cluster.service import LEADER_HEADER
+from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import LbcError, NotLeader, PeerUnavailable
 from littlebigcluster.net import Client
 from littlebigcluster.settings import NodeSettings
@@ -36,6 +38,22 @@ async def ask_leader(
     leader = (await inspect.status(store, expected_id=expected_id)).leader
     if leader is None or not leader.address:
         raise NotLeader("nobody leads at the moment")
+    return await ask(store, leader, method, path, value, settings=settings, timeout=timeout, clock=clock)
+
+
+async def ask(
+    store: Store,
+    leader: Leader,
+    method: str,
+    path: str,
+    value: Any = None,
+    *,
+    settings: NodeSettings,
+    timeout: float = TIMEOUT_SECONDS,
+    clock: Clock,
+) -> Any:
+    """The JSON that this node answers within `timeout` seconds; see `ask_leader`. Raises NotLeader when it says that it
+    does not lead."""
     secure = settings.tls == "on"
     identity = await source_of(store, clock.uuid7(), settings, [], clock=clock).look() if secure else None
     body = None if value is None else json.dumps(value).encode()
@@ -51,7 +69,9 @@ async def ask_leader(
     except (ValueError, AttributeError):
         answer, refusal = None, f"it answers {response.status} without JSON"
     if refusal:
-        raise LbcError(f"{leader.address} refuses: {refusal}")
+        # 421: it is another node that listens there now.
+        elsewhere = response.status == 421 or (response.status == 503 and LEADER_HEADER in response.headers)
+        raise (NotLeader if elsewhere else LbcError)(f"{leader.address} refuses: {refusal}")
     return answer
 
 

@@ -21,7 +21,7 @@ from littlebigcluster.cluster.past import fold
 from littlebigcluster.cluster.statements import Parameters
 from littlebigcluster.database import Readers
 from littlebigcluster.database.replica import write_database
-from littlebigcluster.epochs import Identity, Metadata, Point, Survey, find_epoch, metadata_of, retained
+from littlebigcluster.epochs import Identity, Metadata, Point, Survey, find_epoch, lost_is_told, metadata_of, retained
 from littlebigcluster.errors import LbcError
 from littlebigcluster.roles import LocalCopy, carried_through, restore_at
 from littlebigcluster.settings import Duration, NodeSettings, seconds
@@ -195,7 +195,8 @@ class Travel:
         try:
             found = await retained(self._store)
             await find_epoch(self._store, found, kept.epoch, clock=self._clock)
-            metadata = await metadata_of(self._store, kept.epoch)
+            async with lost_is_told(self._store, kept.epoch):
+                metadata = await metadata_of(self._store, kept.epoch)
             self._make_room(kept, metadata.database_pages * metadata.page_size)
             if self._ending:
                 await asyncio.wait(self._ending)

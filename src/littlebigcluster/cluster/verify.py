@@ -16,9 +16,12 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.verify_merged import MergedCheck, problem
 from littlebigcluster.database import Replica, StateMismatch
 from littlebigcluster.epochs import (
+    Beacon,
     Entry,
     Identity,
+    Metadata,
     Position,
+    Repair,
     Span,
     Survey,
     check_follows,
@@ -27,14 +30,18 @@ from littlebigcluster.epochs import (
     names,
     read_identity,
     read_metadata,
+    read_repairs,
     retained,
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, position_of_snapshot, read_epoch
-from littlebigcluster.store import Store
+from littlebigcluster.store import ObjectInfo, Store
 
 _WINDOW = 16
-_KNOWN = re.compile(r"cluster\.json|\.last_snapshot|\.last_retained|\.beacon|ca/[0-9]{20}\.json|pins/[^/]+\.json")
+_KNOWN = re.compile(
+    r"cluster\.json|\.last_snapshot|\.last_retained|\.beacon|ca/[0-9]{20}\.json|pins/[^/]+\.json"
+    r"|repairs/[0-9]{20}\.json|aside/[0-9]{20}\.(wal|db)|aside/ca/[0-9]{20}\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,15 @@ class Verified:
     """What `verify` has found."""
 
     findings: list[Finding]
-    """In the order of the log; empty if all is well."""
+    """In the order of the log; empty if all is well. What a repair has given up is not told again."""
     epochs: int
     snapshots: int
     size_bytes: int
     """Of all that was looked at, as it is stored."""
     restorable: list[tuple[int, int]]
     """From which to which epoch every one can be restored."""
+    lost: list[tuple[int, int]]
+    """From which to which epoch none can: a repair has given them up."""
     deep: bool
     merged: int = 0
     """Objects that hold many epochs as one."""
@@ -77,6 +86,7 @@ async def verify(
     Raises NotInitialized, WrongCluster, StoreUnavailable, OSError; CorruptLog for the cluster's identity only.
     """
     identity, _ = await read_identity(store, expected_id=expected_id)
+    beacon = await read_beacon(store, identity)
     found = await retained(store)
     size_bytes = sum(info.size_bytes for info in found.snapshots + found.epochs + found.merged)
     total = size_bytes + deep * sum(info.size_bytes for info in found.epochs + found.merged)
@@ -87,7 +97,7 @@ async def verify(
         done += more
         on_bytes(done, total)
 
-    check = _Check(store, identity, found, clock=clock, count=count)
+    check = Check(store, identity, found, beacon, clock=clock, count=count)
     await check.strangers()
     await check.epochs()
     await check.merged.hashes()
@@ -101,30 +111,52 @@ async def verify(
         len(found.snapshots),
         size_bytes,
         check.restorable(),
+        sorted({span for repair in check.repairs for span in repair.lost if span[1] >= check.first}),
         deep,
         merged=len(found.merged),
     )
 
 
-class _Check:
+async def read_beacon(store: Store, identity: Identity) -> Beacon | None:
+    """The last sign of life of this cluster. To be read before a listing: whatever it speaks of must be there then."""
+    beacon = Beacon.decode(await store.get(names.BEACON))
+    return beacon if beacon is not None and beacon.cluster_id == identity.cluster_id else None
+
+
+class Check:
     """What is known so far."""
 
     def __init__(
-        self, store: Store, identity: Identity, found: Survey, *, clock: Clock, count: Callable[[int], None]
+        self,
+        store: Store,
+        identity: Identity,
+        found: Survey,
+        beacon: Beacon | None,
+        *,
+        clock: Clock,
+        count: Callable[[int], None],
     ) -> None:
         self._store, self._identity, self._found, self._clock, self._count = store, identity, found, clock, count
         self._oldest_first = found.snapshots[::-1]
-        self._first = epoch_of(self._oldest_first[0]) if found.snapshots else 0
+        self.first = epoch_of(self._oldest_first[0]) if found.snapshots else 0
         self.merged = MergedCheck(store, identity.cluster_id, found.merged, count=count)
+        self.repairs: list[Repair] = []
+        self.newest: Metadata | None = None
+        """Of the newest epoch or snapshot that can be read."""
+        self.too_new: FormatTooNew | None = None
+        """Something that is not damaged, but nothing for this version."""
+        self._beacon = beacon
         self._strange: list[Finding] = []
-        self._bad_epochs: dict[int, str] = {}
-        self._bad_snapshots: dict[int, str] = {}
+        self.bad_epochs: dict[int, str] = {}
+        self.bad_snapshots: dict[int, str] = {}
         self._states: dict[int, tuple[str, str]] = {}
         """The hash of the object and the state checksum, of the epochs that have a snapshot."""
 
     async def strangers(self) -> None:
-        """Objects that nothing here has made."""
-        for info in await self._store.list(names.DIRECTORY):
+        """Objects that nothing here has made; and what repairs have told."""
+        listing = await self._store.list(names.DIRECTORY)
+        self.repairs = await read_repairs(self._store, listing)
+        for info in listing:
             known = names.parse(info.key) or names.parse_merged(info.key)
             if not known and not _KNOWN.fullmatch(info.key.removeprefix(names.DIRECTORY)):
                 self._strange.append(Finding(info.key, "this is no name of anything; who has put it there?"))
@@ -133,18 +165,19 @@ class _Check:
         """Hashes and chain."""
         at = await self._start()
         wanted = {epoch_of(info) for info in self._oldest_first}
-        async for epoch, entry in self._entries(self._first + 1):
+        async for epoch, entry in self._entries(self.first + 1):
             if isinstance(entry, str):
-                self._bad_epochs[epoch], at = entry, None
+                self.bad_epochs[epoch], at = entry, None
                 continue
             try:
                 if at is not None:
                     check_follows(entry, at, cluster_id=self._identity.cluster_id)
-                elif entry.metadata.epoch != epoch or entry.metadata.kind != "wal":
-                    raise CorruptLog(names.wal(epoch), f"epoch {epoch}")
+                elif _place(entry.metadata) != ("wal", self._identity.cluster_id, epoch):
+                    raise CorruptLog(names.wal(epoch), f"epoch {epoch} of this cluster")
             except CorruptLog as error:
-                self._bad_epochs[epoch], at = f"expected {error.expected}", None
+                self.bad_epochs[epoch], at = f"expected {error.expected}", None
                 continue
+            self.newest = entry.metadata
             at = Position(epoch, entry.metadata.term, entry.sha256)
             self.merged.saw(entry)
             if epoch in wanted:
@@ -169,20 +202,21 @@ class _Check:
                     self._store, self._identity, info, directory, clock=self._clock, on_bytes=self._count
                 )
             except (CorruptLog, FormatTooNew) as error:
-                self._bad_snapshots[epoch] = problem(error)
+                self._notice(error)
+                self.bad_snapshots[epoch] = problem(error)
                 continue
             try:
+                if self.newest is None or metadata.epoch > self.newest.epoch:
+                    self.newest = metadata
                 sha256, state = self._states.get(epoch, (metadata.previous_sha256, metadata.state_checksum))
                 if epoch and metadata.previous_sha256 != sha256:
-                    self._bad_snapshots[epoch] = "it was made of another epoch of this number than the log has"
+                    self.bad_snapshots[epoch] = "it was made of another epoch of this number than the log has"
                 elif metadata.state_checksum != state:
-                    self._bad_snapshots[epoch] = (
-                        f"its state checksum is {metadata.state_checksum}, the log says {state}"
-                    )
+                    self.bad_snapshots[epoch] = f"its state checksum is {metadata.state_checksum}, the log says {state}"
                 elif integrity_of_all or info == self._oldest_first[-1]:
                     opinion = await asyncio.to_thread(_integrity, replica)
                     if opinion != "ok":
-                        self._bad_snapshots[epoch] = f"SQLite finds: {opinion}"
+                        self.bad_snapshots[epoch] = f"SQLite finds: {opinion}"
             finally:
                 await _drop(replica)
 
@@ -192,29 +226,30 @@ class _Check:
         snapshots = {epoch_of(info): info for info in self._oldest_first}
 
         async def from_snapshot(epoch: int) -> Replica | None:
-            if epoch not in snapshots or epoch in self._bad_snapshots:
+            if epoch not in snapshots or epoch in self.bad_snapshots:
                 return None
             _, loaded = await load_snapshot(self._store, self._identity, snapshots[epoch], directory, clock=self._clock)
             return loaded
 
         try:
-            replica = await from_snapshot(self._first)
-            async for epoch, entry in self._entries(self._first + 1):
+            replica = await from_snapshot(self.first)
+            async for epoch, entry in self._entries(self.first + 1):
                 if replica is not None:
                     await self.merged.replay(replica, epoch)
-                if replica is not None and not isinstance(entry, str) and epoch not in self._bad_epochs:
+                is_next = epoch not in self.bad_epochs and all(repair.epoch != epoch for repair in self.repairs)
+                if replica is not None and not isinstance(entry, str) and is_next:
                     try:
                         await asyncio.to_thread(apply_entry, replica, entry)
                         continue
                     except (CorruptLog, StateMismatch, FormatTooNew) as error:
-                        self._bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
+                        self.bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
                 if replica is not None:
                     await _drop(replica)
                 replica = await from_snapshot(epoch)
             if replica is not None:
                 opinion = await asyncio.to_thread(_integrity, replica)
                 if opinion != "ok":
-                    self._bad_epochs[self._found.head] = f"SQLite finds after it: {opinion}"
+                    self.bad_epochs[self._found.head] = f"SQLite finds after it: {opinion}"
         finally:
             if replica is not None:
                 await _drop(replica)
@@ -230,21 +265,47 @@ class _Check:
         try:
             entry = await read_epoch(self._store, epoch)
         except (CorruptLog, FormatTooNew) as error:
+            self._notice(error)
             return problem(error)
         self._count(entry.size_bytes)
         return entry
 
+    def _notice(self, error: Exception) -> None:
+        if isinstance(error, FormatTooNew):
+            self.too_new = error
+
     def findings(self) -> list[Finding]:
         """All of them, in the order of the log."""
-        bad = [Finding(names.snapshot(epoch), problem) for epoch, problem in self._bad_snapshots.items()]
-        bad += [Finding(names.wal(epoch), problem) for epoch, problem in self._bad_epochs.items()]
+        bad = [Finding(names.snapshot(epoch), problem) for epoch, problem in self.bad_snapshots.items()]
+        bad += [Finding(names.wal(epoch), problem) for epoch, problem in self.bad_epochs.items()]
         bad += [Finding(span.name, problem) for span, problem in self.merged.bad.items()]
-        return sorted(bad, key=lambda finding: finding.object) + self._strange
+        bad += self._missing_head()
+        told = {each.object for each in bad if any(repair.covers(each.object) for repair in self.repairs)}
+        return sorted((each for each in bad if each.object not in told), key=lambda each: each.object) + self._strange
+
+    def _missing_head(self) -> list[Finding]:
+        head = self._found.head
+        if self._beacon is None or self._beacon.epoch <= head:
+            return []
+        speaks = f"the leader's last sign of life speaks of epoch {self._beacon.epoch}"
+        return [Finding(names.wal(head + 1), f"expected an object, found none: {speaks}")]
+
+    def damaged_snapshots(self) -> list[ObjectInfo]:
+        """As they were listed, oldest first."""
+        return [info for info in self._oldest_first if epoch_of(info) in self.bad_snapshots]
+
+    def given_up(self) -> list[int]:
+        """The epochs that repairs have told to be lost."""
+        spans = [span for repair in self.repairs for span in repair.lost]
+        return [epoch for begin, end in spans for epoch in range(max(begin, self.first), end + 1)]
+
+    def sound_snapshots(self) -> list[int]:
+        """Oldest first."""
+        return [epoch for info in self._oldest_first if (epoch := epoch_of(info)) not in self.bad_snapshots]
 
     def restorable(self) -> list[tuple[int, int]]:
         """Runs of epochs, each reached from a sound snapshot over sound epochs, or merged ones."""
-        sound = {epoch_of(info) for info in self._oldest_first} - self._bad_snapshots.keys()
-        return runs(self._first, self._found.head, sound, self._bad_epochs, self.merged.sound())
+        return runs(self.first, self._found.head, self.sound_snapshots(), self.bad_epochs, self.merged.sound())
 
 
 def runs(
@@ -270,6 +331,10 @@ def runs(
         elif reached:
             found.append((epoch, epoch))
     return found
+
+
+def _place(metadata: Metadata) -> tuple[str, str, int]:
+    return metadata.kind, metadata.cluster_id, metadata.epoch
 
 
 def _integrity(replica: Replica) -> str:

@@ -19,16 +19,17 @@ _CHUNK_BYTES = 1 << 20
 
 
 def way_back(
-    replica: Replica, former: Path, *, system: Mapping[str, Any], max_bytes: int, salt: bytes
+    replica: Replica, former: Path, *, system: Mapping[str, Any], max_bytes: int, salt: bytes, cookie_step: int = 1
 ) -> tuple[bytes, str]:
     """A WAL file with one transaction that makes the database of `replica` that of the file `former`, but for the
-    library's own tables, which stay as they are with the rows of `system` changed; and the oldest SQLite that can read
-    the schema then. The file, which nobody else uses, is changed.
+    library's own tables, which stay as they are with the rows of `system` changed (None removes one); and the oldest
+    SQLite that can read the schema then. The schema's cookie grows by `cookie_step`. The file, which nobody else uses,
+    is changed.
 
     Raises EpochTooLarge, OSError, sqlite3.Error.
     """
     with closing(replica.connect()) as present, closing(sqlite3.connect(former, isolation_level=None)) as db:
-        version = _keep_system(present, db, system)
+        version = _keep_system(present, db, system, cookie_step)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with replica.pages() as image:
         pages: list[tuple[int, bytes]] = []
@@ -43,17 +44,19 @@ def way_back(
         return to_wal(pages, page_size=image.page_size, database_pages=count, salt=salt), version
 
 
-def _keep_system(present: sqlite3.Connection, db: sqlite3.Connection, system: Mapping[str, Any]) -> str:
+def _keep_system(
+    present: sqlite3.Connection, db: sqlite3.Connection, system: Mapping[str, Any], cookie_step: int
+) -> str:
     rows = {**dict(present.execute(f"SELECT key, value FROM {SYSTEM_PREFIX}")), **system}
     requests = present.execute(f"SELECT * FROM {REQUESTS}").fetchall()
     (cookie,) = present.execute("PRAGMA schema_version").fetchone()
     db.execute("BEGIN IMMEDIATE")
     db.execute(f"DELETE FROM {SYSTEM_PREFIX}")
-    db.executemany(f"INSERT INTO {SYSTEM_PREFIX} VALUES (?, ?)", rows.items())
+    db.executemany(f"INSERT INTO {SYSTEM_PREFIX} VALUES (?, ?)", [row for row in rows.items() if row[1] is not None])
     db.execute(f"DELETE FROM {REQUESTS}")
     db.executemany(f"INSERT INTO {REQUESTS} VALUES (?, ?, ?)", requests)
     # Never one that was there before: connections know the schema by it.
-    db.execute(f"PRAGMA schema_version = {cookie + 1}")
+    db.execute(f"PRAGMA schema_version = {(cookie + cookie_step) % (1 << 31)}")
     db.execute("COMMIT")
     return required_sqlite_version(sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema"))
 

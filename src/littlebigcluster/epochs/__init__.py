@@ -15,6 +15,7 @@ from littlebigcluster.epochs.merged import (
 from littlebigcluster.epochs.metadata import FORMAT_VERSION, Beacon, Identity, Leader, MergedMetadata, Metadata
 from littlebigcluster.epochs.points import Point, find_epoch, metadata_of, moment, retained
 from littlebigcluster.epochs.prefetch import in_order
+from littlebigcluster.epochs.repairs import Repair, lost_is_told, read_repairs
 from littlebigcluster.epochs.survey import (
     Survey,
     epoch_of,
@@ -42,6 +43,7 @@ __all__ = [
     "Metadata",
     "Point",
     "Position",
+    "Repair",
     "Span",
     "Survey",
     "check_follows",
@@ -53,12 +55,14 @@ __all__ = [
     "fetch_merged",
     "find_epoch",
     "in_order",
+    "lost_is_told",
     "metadata_of",
     "moment",
     "read_all_metadata",
     "read_identity",
     "read_merged",
     "read_metadata",
+    "read_repairs",
     "retained",
     "span_of",
     "steps",

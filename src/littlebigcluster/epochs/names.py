@@ -14,11 +14,15 @@ AUTHORITIES = DIRECTORY + "ca/"
 
 PINS = DIRECTORY + "pins/"
 
+REPAIRS = DIRECTORY + "repairs/"
+ASIDE = DIRECTORY + "aside/"
+
 LOG_PREFIX = DIRECTORY + "0"
 """What snapshots, epochs and merged epochs begin with (below epoch 10**19), and nothing else: for listing."""
 
 MAX_EPOCH = 10**19 - 1
 
+_KEPT_NAME = re.compile(re.escape(REPAIRS) + r"([0-9]{20})\.(json)|" + re.escape(ASIDE) + r"([0-9]{20})\.(wal|db)")
 _LOG_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})\.(wal|db)")
 _MERGED_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})-([0-9]{20})\.wal")
 
@@ -65,6 +69,22 @@ def parse_authority(name: str) -> int | None:
 def pin(name: str) -> str:
     """The name of the object that pins a part of the log."""
     return f"{PINS}{name}.json"
+
+
+def repair(epoch: int) -> str:
+    """The name of the record of the repair that made this epoch, or its snapshot, the next one to go on from."""
+    return f"{REPAIRS}{_digits(epoch)}.json"
+
+
+def aside(name: str) -> str:
+    """Where a damaged object of the log is kept."""
+    return ASIDE + name.removeprefix(DIRECTORY)
+
+
+def parse_kept(name: str) -> tuple[str, int] | None:
+    """("json", epoch) for the record of a repair, ("wal" or "db", epoch) for what is kept aside, None for others."""
+    match = _KEPT_NAME.fullmatch(name)
+    return (match[2] or match[4], int(match[1] or match[3])) if match else None
 
 
 def marker(epoch: int) -> bytes:

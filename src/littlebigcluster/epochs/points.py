@@ -9,7 +9,7 @@ from littlebigcluster.epochs import names
 from littlebigcluster.epochs.merged import span_of
 from littlebigcluster.epochs.metadata import Metadata
 from littlebigcluster.epochs.survey import Survey, epoch_of, read_metadata, survey_all
-from littlebigcluster.errors import NotRetained
+from littlebigcluster.errors import CorruptLog, NotRetained
 from littlebigcluster.store import Store
 
 Point = int | datetime | timedelta
@@ -44,16 +44,32 @@ async def find_epoch(store: Store, found: Survey, point: Point, *, clock: Clock)
     wanted = moment(point, clock)
     if wanted > clock.now():
         raise NotRetained(f"{_text(wanted)} is still to come; the log {await _extent(store, first, last)}")
-    if wanted < (await metadata_of(store, first)).created_at:
+    if wanted < await _begin(store, first):
         raise NotRetained(f"{_text(wanted)} is not in the log, which {await _extent(store, first, last)}")
     low, high = first, last + 1  # the epoch is at least `low` and below `high`
     while high - low > 1:
         middle = (low + high) // 2
-        if (await metadata_of(store, middle)).created_at <= wanted:
+        dated = middle
+        while dated > low and (created_at := await _created_at(store, dated)) is None:
+            dated -= 1  # what is damaged is taken for as old as what is before it
+        if dated == low or (created_at is not None and created_at <= wanted):
             low = middle
         else:
-            high = middle
+            high = dated
     return low
+
+
+async def _created_at(store: Store, epoch: int) -> datetime | None:
+    """None for a damaged or missing one."""
+    try:
+        return (await metadata_of(store, epoch)).created_at
+    except CorruptLog:
+        return None
+
+
+async def _begin(store: Store, first: int) -> datetime:
+    """When the oldest epoch that can be restored was written; its snapshot is a little younger."""
+    return await _created_at(store, first) or (await read_metadata(store, names.snapshot(first))).created_at
 
 
 async def metadata_of(store: Store, epoch: int) -> Metadata:
@@ -74,9 +90,11 @@ def moment(point: Point, clock: Clock) -> datetime:
 
 async def _extent(store: Store, first: int, last: int) -> str:
     """For messages. Reads two objects."""
-    begin, end = [(await metadata_of(store, epoch)).created_at for epoch in (first, last)]
+    begin, end = [await _created_at(store, epoch) for epoch in (first, last)]
     return f"goes from epoch {first} ({_text(begin)}) to epoch {last} ({_text(end)})"
 
 
-def _text(moment: datetime) -> str:
+def _text(moment: datetime | None) -> str:
+    if moment is None:
+        return "damaged"
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from littlebigcluster.epochs import names
 from littlebigcluster.epochs.merged import Span, span_of
+from littlebigcluster.epochs.repairs import Repair
 from littlebigcluster.store import ObjectInfo
 
 KEEP_ALL = timedelta(hours=6)
@@ -76,14 +77,12 @@ def holdings(listing: Iterable[ObjectInfo], *, now: datetime, marker: int) -> Ho
     return Holdings(now, snapshots, log, [each.epoch for each in epochs if each.epoch <= begin], begin, merged)
 
 
-def first_gap(found: Holdings, head: int) -> int | None:
-    """The first epoch of the log that is missing, up to `head`, which is known to exist."""
-    expected = found.begin + 1
-    for each in found.epochs:
-        if each.epoch != expected:
-            break
-        expected += 1
-    return expected if expected <= head else None
+def first_gap(found: Holdings, head: int, repairs: Iterable[Repair] = ()) -> int | None:
+    """The first epoch of the log that is missing, up to `head`, which is known to exist, and that no repair has
+    given up."""
+    present, told = {each.epoch for each in found.epochs}, list(repairs)
+    missing = (epoch for epoch in range(found.begin + 1, head + 1) if epoch not in present)
+    return next((epoch for epoch in missing if not any(each.covers(names.wal(epoch)) for each in told)), None)
 
 
 def candidates(found: Holdings, retention_seconds: float, pinned: Iterable[int]) -> list[int]:
@@ -106,24 +105,38 @@ def below(found: Holdings, keep_from: int) -> list[str]:
     return [name for _, name in sorted(merged + snapshots + singles)]
 
 
-def thinned(found: Holdings, keep_from: int, pinned: Iterable[int]) -> list[str]:
+def told_below(listing: Iterable[ObjectInfo], keep_from: int) -> list[str]:
+    """The names of the records of repairs, and of what these have kept aside, below `keep_from`."""
+    kept = ((names.parse_kept(info.key), info.key) for info in listing)
+    return [name for parsed, name in kept if parsed is not None and parsed[1] < keep_from]
+
+
+def behind_damage(listing: Iterable[ObjectInfo]) -> list[int]:
+    """The epochs of repairs, whether their records can be read or not."""
+    kept = (names.parse_kept(info.key) for info in listing)
+    return [parsed[1] for parsed in kept if parsed is not None and parsed[0] == "json"]
+
+
+def thinned(found: Holdings, keep_from: int, pinned: Iterable[int], repairs: Iterable[int] = ()) -> list[str]:
     """The names of the snapshots after `keep_from` that are close to others of about their age, oldest first.
 
     Those younger than `KEEP_ALL` stay. Of the older ones the oldest of each period stays, which is at most an eighth
-    of the age; and always the newest, and whatever a pinned epoch may be restored from. Since periods lie end to end
-    from a fixed moment on, and longer ones are made of shorter ones, it is the same ones that stay tomorrow, only
-    fewer. However often that is done: where there was a snapshot once, there is one before it by less than a fifth of
-    the age (the worst is at the border between two classes of age: a short period, and a long one before it).
+    of the age; and always the newest, whatever a pinned epoch may be restored from, and the snapshots of `repairs`,
+    which are the only way past some damage. Since periods lie end to end from a fixed moment on, and longer ones are
+    made of shorter ones, it is the same ones that stay tomorrow, only fewer. However often that is done: where there
+    was a snapshot once, there is one before it by less than a fifth of the age (the worst is at the border between two
+    classes of age: a short period, and a long one before it).
     """
     lowest = min(pinned, default=names.MAX_EPOCH)
     held_from = max((each.epoch for each in found.snapshots if each.epoch <= lowest), default=0)
     seen: set[tuple[timedelta, int]] = set()
+    needed = set(repairs)
     gone = []
     for epoch, written_at in found.snapshots:
         period = _period(found.now, written_at)
         if epoch < keep_from or period is None:
             continue
-        if period in seen and epoch < held_from:
+        if period in seen and epoch < held_from and epoch not in needed:
             gone.append(names.snapshot(epoch))
         seen.add(period)
     return gone

@@ -22,6 +22,7 @@ from littlebigcluster.epochs import (
     Survey,
     codec,
     epoch_of,
+    lost_is_told,
     names,
     snapshots,
     survey,
@@ -101,7 +102,7 @@ async def restore_at(
     """
     made: list[Restored] = []
     try:
-        async with _held(store, epoch, clock=clock):
+        async with _held(store, epoch, clock=clock), lost_is_told(store, epoch):
             made.append(await _restore_at(store, identity, directory, found, epoch, clock=clock, on_bytes=on_bytes))
     except BaseException:
         for restored in made:  # cancelled while the pin was being removed

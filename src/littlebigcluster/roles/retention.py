@@ -20,6 +20,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.database import StateChecksum
 from littlebigcluster.epochs import names, retention, snapshots
 from littlebigcluster.epochs.pins import read_pins
+from littlebigcluster.epochs.repairs import read_repairs
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.restore import Target
@@ -95,7 +96,8 @@ class Retention:
         if now is None:
             raise StoreUnavailable(f"{names.LAST_RETAINED} was written to {store.url}, and is not listed there")
         found = await asyncio.to_thread(retention.holdings, listing, now=now, marker=marker)
-        gap = retention.first_gap(found, head)
+        repairs = await read_repairs(store, listing)
+        gap = retention.first_gap(found, head, repairs)
         if gap is not None:
             logger.error("nothing is deleted: %s is missing in the log of %s", names.wal(gap), store.url)
             return
@@ -104,7 +106,8 @@ class Retention:
         if self._clock.boottime() - self._standing_since >= STANDING_SECONDS:
             await self._delete_old(found, kept, listing)
             await self._raise_marker(kept, listing)
-        await self._delete(retention.thinned(found, max(kept, default=0), pins.epochs))
+        thinned = retention.thinned(found, max(kept, default=0), pins.epochs, retention.behind_damage(listing))
+        await self._delete(thinned)
         await self._delete(pins.expired)
         if retention.wants_snapshot(found, self._retention_seconds):
             await self._make_snapshot()
@@ -125,7 +128,7 @@ class Retention:
             return
         keep_from = await self._newest_sound(passed, listing)
         if keep_from is not None:
-            old = retention.below(found, keep_from)
+            old = retention.below(found, keep_from) + retention.told_below(listing, keep_from)
             await self._delete(old)
             logger.info("deleted %d objects older than the retention: epochs below %d", len(old), keep_from)
 

@@ -48,6 +48,21 @@ def verify(place: Place, deep: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--yes", is_flag=True, help="Do it; else it only says what it would do.")
+@json_option
+@tls_options
+@click.pass_obj
+def repair(place: Place, /, yes: bool, as_json: bool, **tls: Any) -> None:
+    """See to it that nodes can join again when objects of the log are damaged or missing.
+
+    A leader that is alive makes a snapshot, and no state is lost. If nobody leads, the log goes on with the newest
+    state that can be restored; to be sure of that takes 40 seconds. Nothing of the log is deleted. A record in
+    .lbc/repairs/ tells of it. A cluster that is sound is left as it is.
+    """
+    run(past.repair(place.cluster(), NodeSettings(**tls), act=yes, as_json=as_json))
+
+
+@cli.command()
 @click.option("--to", type=PointType(), required=True, metavar="POINT", help="An epoch, a time, or an age: 1234, 2h.")
 @click.option("--yes", is_flag=True, help="Do it; else it only shows what would change.")
 @tls_options

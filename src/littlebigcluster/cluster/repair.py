@@ -1,0 +1,261 @@
+"""Where the log is so damaged that nobody can join any more: what is wrong, what can be done, and doing it.
+
+Nothing of the log is deleted or altered: whoever slept must find every epoch that there ever was. A leader that is
+alive has the newest state and makes a snapshot, from which joins go on. When there is none, the log itself goes on,
+with the newest state that can be restored (`cluster/repairing.py`). A record tells of it for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import repairing
+from littlebigcluster.cluster.outside import ask
+from littlebigcluster.cluster.service import LEADS_PATH
+from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
+from littlebigcluster.cluster.verify import Check, Finding, read_beacon
+from littlebigcluster.epochs import Beacon, Identity, Leader, epoch_of, names, read_identity, retained
+from littlebigcluster.epochs.pins import pinned
+from littlebigcluster.errors import CorruptLog, LbcError, NotLeader, NotRetained, PeerUnavailable, RequestTimeout
+from littlebigcluster.roles import OnBytes, restore
+from littlebigcluster.settings import NodeSettings, seconds
+from littlebigcluster.store import Store
+
+Action = Literal["nothing", "record", "snapshot", "go back", "authority"]
+"""What helps. "record": the log leads on past all damage, which is written down. "snapshot": the leader makes one. "go
+back": the log goes on with the newest state that can be restored. "authority": a damaged certificate authority makes
+way for a new one; what else there is comes after it."""
+
+_LOOK_SECONDS = 0.5
+_ROUNDS = 6
+_SNAPSHOT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What `repair` has found, and done if it was told to."""
+
+    findings: list[Finding]
+    """What is wrong, and was not repaired before."""
+    obstacle: str
+    """Why nobody can join; empty if everybody can."""
+    head: int
+    """The newest epoch there is, damaged or not."""
+    newest: int | None
+    """The newest epoch whose state can be restored from the store."""
+    leader: Leader | None
+    """Who leads and answers, if that was asked."""
+    action: Action
+    lost: list[tuple[int, int]]
+    """From which to which epoch none can be restored, as far as no earlier repair has told of it."""
+    epoch: int | None = None
+    """Where the log goes on, when something was done."""
+
+
+async def repair(
+    store: Store,
+    *,
+    act: bool,
+    settings: NodeSettings,
+    expected_id: str | None,
+    clock: Clock,
+    on_bytes: OnBytes = lambda done, total: None,
+) -> Repaired:
+    """See `Cluster.repair`."""
+    identity, _ = await read_identity(store, expected_id=expected_id)
+    done: Repaired | None = None
+    for _ in range(_ROUNDS):
+        async with AsyncExitStack() as stack:
+            if act:  # retention leaves alone what is looked at, and built upon
+                marker = names.parse_marker(await store.get(names.LAST_RETAINED)) or 0
+                await stack.enter_async_context(pinned(store, marker, purpose="a repair", clock=clock))
+            state = await _look(store, identity, settings, clock=clock, on_bytes=on_bytes)
+            found = state.found
+            if not act or (found.action == "nothing" and done is None):
+                return found
+            if found.action == "nothing":
+                assert done is not None
+                return done
+            acted = await _act(state, settings, clock=clock)
+            done = done or acted
+    raise LbcError(
+        f"the repair of {store.url} comes to no end: somebody writes there, or damages it; look who that is, and repeat"
+        f" ({state.found.obstacle or state.found.findings[0].object})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    store: Store
+    identity: Identity
+    check: Check
+    beacon: Beacon | None
+    found: Repaired
+
+    @property
+    def suspect(self) -> Leader | None:
+        """Who leads, as far as the log can be read."""
+        return self.check.newest.leader if self.check.newest else None
+
+
+async def _look(store: Store, identity: Identity, settings: NodeSettings, *, clock: Clock, on_bytes: OnBytes) -> _State:
+    authorities = await repairing.damaged_authorities(store)
+    beacon = await read_beacon(store, identity)
+    log = await retained(store)
+    total = sum(info.size_bytes for info in log.snapshots + log.epochs)
+    check = Check(store, identity, log, beacon, clock=clock, count=_counter(on_bytes, total))
+    await check.strangers()
+    await check.epochs()
+    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
+        await check.snapshots(Path(directory), integrity_of_all=False)
+        if check.too_new is not None:
+            raise check.too_new
+        obstacle = await _obstacle(store, identity, Path(directory), clock=clock)
+    findings = [each for each in check.findings() if names.parse(each.object) is not None]
+    if obstacle is not None and not findings:  # what no hash shows
+        check.bad_epochs[(names.parse(obstacle.object) or ("", log.head))[1]] = f"expected {obstacle.expected}"
+        findings = check.findings()
+    reached = check.restorable()
+    newest = reached[-1][1] if reached else None
+    leader = None
+    if obstacle is not None and not authorities:
+        leader = await _leader(store, check, settings, clock=clock)
+    if obstacle is not None and leader is None and newest is None:
+        raise NotRetained(
+            f"no snapshot of {store.url} is sound, so there is nothing to go on from; nothing was done. Put objects"
+            f" back from a versioned bucket, or from another copy of it ({obstacle})"
+        )
+    found = Repaired(
+        findings=[*authorities, *findings],
+        obstacle=str(obstacle or ""),
+        head=log.head,
+        newest=newest,
+        leader=leader,
+        action=_action(obstacle is not None, bool(findings), bool(authorities), leader, newest, log.head),
+        lost=repairing.gaps(check.first, log.head, reached, check.given_up()),
+    )
+    return _State(store, identity, check, beacon, found)
+
+
+def _action(
+    obstacle: bool, damaged: bool, authorities: bool, leader: Leader | None, newest: int | None, head: int
+) -> Action:
+    if authorities:
+        return "authority"
+    if not obstacle:
+        return "record" if damaged else "nothing"
+    if leader is not None:
+        return "snapshot"
+    # When all of the log can be restored, it is a damaged snapshot that is in the way.
+    return "record" if newest == head else "go back"
+
+
+def _counter(on_bytes: OnBytes, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, total)
+
+    return count
+
+
+async def _obstacle(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> CorruptLog | None:
+    """Why nobody can join: tried, as a node does it."""
+    try:
+        restored = await restore(store, identity, directory, clock=clock, afresh=True)
+    except CorruptLog as error:
+        return error
+    await asyncio.to_thread(restored.replica.close)
+    return None
+
+
+async def _leader(store: Store, check: Check, settings: NodeSettings, *, clock: Clock) -> Leader | None:
+    """Who leads, if that node says so itself."""
+    leader = check.newest.leader if check.newest else None
+    if leader is None or not leader.address:
+        return None
+    try:
+        await ask(store, leader, "GET", LEADS_PATH, settings=settings, clock=clock)
+    except (PeerUnavailable, RequestTimeout, NotLeader):
+        return None
+    return leader
+
+
+async def _act(state: _State, settings: NodeSettings, *, clock: Clock) -> Repaired | None:
+    """One step; None when there was none to make, because something has changed meanwhile."""
+    store, found, damaged = state.store, state.found, state.check.damaged_snapshots()
+    if found.action == "authority":
+        await repairing.replace_authorities(store, state.identity, clock=clock)
+        return _with_epoch(found, found.head)
+    if found.action == "go back":
+        if await _somebody_lives(state, settings, clock=clock):
+            return None
+        # First what stands in the way of those who come, then the epoch that they go on from.
+        await repairing.set_aside(store, damaged)
+        epoch = await repairing.go_back(
+            store, state.identity, state.check, head=found.head, beacon=state.beacon, clock=clock
+        )
+        return _with_epoch(found, epoch)
+    if found.action == "snapshot":
+        assert found.leader is not None
+        await repairing.set_aside(store, damaged)
+        answer = await ask(
+            store, found.leader, "POST", SNAPSHOT_PATH, settings=settings, timeout=_SNAPSHOT_SECONDS, clock=clock
+        )
+        return _with_epoch(found, int(answer["epoch"]))
+    epoch = await _record(state, clock=clock)
+    await repairing.set_aside(store, damaged)
+    return _with_epoch(found, epoch)
+
+
+def _with_epoch(found: Repaired, epoch: int) -> Repaired:
+    return Repaired(**{name: getattr(found, name) for name in Repaired.__slots__ if name != "epoch"}, epoch=epoch)
+
+
+async def _record(state: _State, *, clock: Clock) -> int:
+    """Write down what is damaged, by the snapshot behind it from which everything goes on; the last of these."""
+    groups: dict[int, dict[str, str]] = defaultdict(dict)
+    sound = state.check.sound_snapshots()
+    for finding in state.found.findings:
+        parsed = names.parse(finding.object)
+        assert parsed is not None
+        behind = next((epoch for epoch in sound if epoch >= parsed[1]), state.found.head)
+        groups[behind][finding.object] = finding.problem
+    for behind, damaged in sorted(groups.items()):
+        lost = [span for span in state.found.lost if span[1] == behind - 1]
+        await repairing.tell(state.store, state.identity, behind, None, damaged, lost, clock=clock)
+    return max(groups, default=state.found.head)
+
+
+async def _somebody_lives(state: _State, settings: NodeSettings, *, clock: Clock) -> bool:
+    """Whether the log has grown; after a time in which any standby would have taken over, and any leader shown itself.
+
+    Raises PeerUnavailable when a leader lives that does not answer here.
+    """
+    store, head = state.store, state.found.head
+    timeout = seconds(settings.leader_timeout)
+    until = clock.monotonic() + 2 * timeout
+    while clock.monotonic() < until:
+        listed = await store.list(names.LOG_PREFIX, start_after=names.wal(head))
+        if any(epoch_of(info) > head for info in listed):
+            return True
+        beacon = await read_beacon(store, state.identity)
+        if beacon is not None and beacon != state.beacon:
+            raise PeerUnavailable(
+                f"a leader lives, of term {beacon.term}, and cannot be asked from here"
+                f" ({state.suspect.address if state.suspect else 'its address is not known'}); nothing was done. It has"
+                " the newest state: run this where it can be reached, or stop it first and lose what is damaged",
+                sent=False,
+            )
+        await asyncio.sleep(min(_LOOK_SECONDS, timeout / 4))
+    return False
