@@ -28,13 +28,14 @@ from littlebigcluster.epochs import (
     names,
     read_identity,
     read_metadata,
+    read_repairs,
     retained,
     survey,
     survey_after,
     survey_all,
     unfinished,
 )
-from littlebigcluster.errors import NotAllowed, NotRetained
+from littlebigcluster.errors import CorruptLog, NotAllowed, NotRetained
 from littlebigcluster.roles import restore
 from littlebigcluster.store import ObjectInfo, Store
 
@@ -208,10 +209,22 @@ async def _from(store: Store, found: Survey, since: Point, *, clock: Clock) -> i
 
 
 async def _entries(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[LogEntry]:
-    reads = (read_metadata(store, info.key) for info in infos)
+    """Without damaged ones that a repair has told of."""
+    reads = (_read_unless_told(store, info.key) for info in infos)
     sizes = iter(infos)
     async for metadata in in_order(reads, window=_WINDOW):
-        yield LogEntry(metadata, next(sizes).size_bytes)
+        info = next(sizes)
+        if metadata is not None:
+            yield LogEntry(metadata, info.size_bytes)
+
+
+async def _read_unless_told(store: Store, name: str) -> Metadata | None:
+    try:
+        return await read_metadata(store, name)
+    except CorruptLog:
+        if any(repair.covers(name) for repair in await read_repairs(store)):
+            return None
+        raise
 
 
 @contextlib.asynccontextmanager

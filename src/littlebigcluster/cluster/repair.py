@@ -210,8 +210,11 @@ async def _act(state: _State, settings: NodeSettings, *, clock: Clock) -> Repair
         assert found.leader is not None
         await repairing.set_aside(store, damaged)
         answer = await ask(
-            store, found.leader, "POST", SNAPSHOT_PATH, settings=settings, timeout=_SNAPSHOT_SECONDS, clock=clock
-        )
+            store, found.leader, "POST", SNAPSHOT_PATH, {"here": True},
+            settings=settings,
+            timeout=_SNAPSHOT_SECONDS,
+            clock=clock,
+        )  # fmt: skip
         return _with_epoch(found, int(answer["epoch"]))
     epoch = await _record(state, clock=clock)
     await repairing.set_aside(store, damaged)
