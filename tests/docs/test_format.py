@@ -16,7 +16,7 @@ import pytest
 import xxhash
 
 import littlebigcluster as lbc
-from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, MergedMetadata, Metadata, names
+from littlebigcluster.epochs import FORMAT_VERSION, Beacon, Leader, MergedMetadata, Metadata, Repair, names
 from littlebigcluster.epochs.merged import FANOUT, LEVELS
 from littlebigcluster.epochs.pins import Pin
 from littlebigcluster.roles.merger import MAX_MERGED_BYTES
@@ -69,6 +69,7 @@ def test_beacon_fields_are_those_of_the_code() -> None:
 
 def test_pin_fields_are_those_of_the_code() -> None:
     assert field_names("Pins") == names_of(Pin)
+    assert field_names("Repairs") == names_of(Repair)
     assert json.loads(Pin(1, 2.0, "why").encode()) == {"epoch": 1, "ttl_seconds": 2.0, "purpose": "why"}
     assert f"{STANDING_SECONDS:.0f} seconds" in section(FORMAT, "Markers")
 
