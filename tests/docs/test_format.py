@@ -85,6 +85,7 @@ def test_object_names_are_those_of_the_code() -> None:
     made |= {name.replace(f"{7:020}", "N") for name in (names.snapshot(7), names.wal(7))}
     made |= {names.merged(7, 8).replace(f"{7:020}", "N").replace(f"{8:020}", "M")}
     made |= {names.authority(7).replace(f"{7:020}", "N"), names.pin("NAME")}
+    made |= {names.repair(7).replace(f"{7:020}", "N"), names.aside(names.DIRECTORY + "NAME")}
     assert documented == made | {".lbc/probe-*"}
 
 
