@@ -32,7 +32,7 @@ help: ## this list
 	@echo "  PYTHON=          the only interpreter to use"
 	@echo "  ARGS=            more arguments for pytest"
 	@echo "  SEEDS=$(SEEDS)       how many seeds a soak tries"
-	@echo "  SECONDS=$(SECONDS)      how long chaos lasts"
+	@echo "  SECONDS=$(SECONDS)      how long chaos lasts, and long simulations in a soak"
 	@echo "  UPGRADE=1        lock the newest versions; otherwise those locked stay while they fit"
 
 setup: .venv/.done ## the development environment, in .venv
@@ -79,6 +79,8 @@ servers: setup ## install the object stores that tests run against
 
 soak: setup servers ## property tests and simulations, for long
 	LBC_SEEDS=$(SEEDS) .venv/$(PYTEST) -o faulthandler_timeout=7200 $(ARGS)
+	$(BIN)/python -m tests.simulation --count $(SEEDS)
+	$(BIN)/python -m tests.simulation --long --seconds $(SECONDS)
 
 chaos: setup servers ## five nodes on Ceph that are killed, frozen and cut off at random: what CI does at night
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)

@@ -184,3 +184,12 @@ def test_what_is_no_member_is_refused(change: dict[str, Any]) -> None:
 def test_what_is_no_object_with_all_fields_is_refused(value: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         Member.from_json(value)
+
+
+def test_a_leader_that_has_left_the_list_still_knows_itself() -> None:
+    """It may be told to step down while it leaves."""
+    r = roster(me=A)
+    r.leave()
+    r.advance(7)
+    assert r.me == replace(A, epoch=7)
+    assert ids(r) == []

@@ -27,7 +27,7 @@ class Tally:
     """What many seeds have shown."""
 
     def __init__(self) -> None:
-        self.seeds = self.reads = self.epochs = self.terms = 0
+        self.seeds = self.reads = self.epochs = self.terms = self.deleted = 0
         self.virtual_seconds = 0.0
         self.faults: Counter[str] = Counter()
         self.fates: Counter[str] = Counter()
@@ -38,6 +38,7 @@ class Tally:
         self.seeds += 1
         self.reads, self.epochs = self.reads + result.reads, self.epochs + result.epochs
         self.terms += result.terms
+        self.deleted += result.deleted
         self.virtual_seconds += result.virtual_seconds
         self.faults += result.faults
         self.fates += result.fates
@@ -48,17 +49,19 @@ class Tally:
         real = time.monotonic() - self._began
         faults = ", ".join(f"{kind} {number}" for kind, number in self.faults.most_common())
         fates = ", ".join(f"{number} {fate}" for fate, number in sorted(self.fates.items()))
-        return (
-            f"{self.seeds} seeds in {real:.0f} s, {len(self.failed)} failed; {self.virtual_seconds / 3600:.1f} hours"
-            f" simulated, {self.epochs} epochs, {self.terms} terms, {self.reads} reads\nwrites: {fates}"
-            f"\n{self.faults.total()} faults: {faults}"
+        lines = (
+            f"{self.seeds} seeds in {real:.0f} s, {len(self.failed)} failed; {self.virtual_seconds / 3600:.1f} hours",
+            f"{self.terms} terms, {self.epochs} epochs, {self.deleted} deleted by retention, {self.reads} reads",
+            f"writes: {fates}",
+            f"{self.faults.total()} faults: {faults}",
         )
+        return "\n".join(lines)
 
 
-def run_all(chosen: Iterable[int]) -> Tally:
+def run_all(chosen: Iterable[int], *, long: bool = False) -> Tally:
     tally = Tally()
     for seed in chosen:
-        tally.add(simulate(seed))
+        tally.add(simulate(seed, long=long))
     return tally
 
 
@@ -66,15 +69,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one, and print what happened")
     parser.add_argument("--verbose", action="store_true", help="with --seed: what the library logs at DEBUG, too")
+    parser.add_argument("--long", action="store_true", help="with some quiet hours in each, for retention")
     parser.add_argument("--first", type=int, help="begin with this seed (default: a random one)")
     parser.add_argument("--count", type=int, help="run so many")
     parser.add_argument("--seconds", type=float, default=60.0, help="run for so long (default: 60)")
     options = parser.parse_args()
     if options.seed is not None:
-        result = simulate(options.seed, verbose=options.verbose)
+        result = simulate(options.seed, long=options.long, verbose=options.verbose)
         print(result)
         return 1 if result.problems else 0
-    tally = run_all(seeds(options.first, options.count, options.seconds))
+    tally = run_all(seeds(options.first, options.count, options.seconds), long=options.long)
     for result in tally.failed:
         print(result, end="\n\n")
     print(tally)

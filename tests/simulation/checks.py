@@ -11,6 +11,7 @@ from littlebigcluster.testing import Member, Simulation
 from tests.scenarios.checker import INSERT, REFUSALS, SELECT, Fate, History, Recorder, State, problems
 
 CATCH_UP_SECONDS = 60.0
+KEPT_SECONDS = 300.0
 
 
 class Ledger:
@@ -21,8 +22,10 @@ class Ledger:
         self._recorder = Recorder(simulation.cluster)
         self.history: History = self._recorder.history
         self.problems: list[str] = []
-        self.epochs = self.terms = 0
+        self.epochs = self.terms = self.deleted = 0
         self._acknowledged_by: dict[int, UUID] = {}
+        self._begun: dict[int, float] = {}
+        """When unresolved writes were sent for the first time, or before."""
         self._strong_epoch = 0
         """The newest that a strong read has returned, anywhere."""
 
@@ -51,10 +54,14 @@ class Ledger:
         return history.fates[write]
 
     async def forward(self, member: Member, **how: Any) -> Fate:
+        begun = self._simulation.loop.now
         try:
             return await self._recorder.forward(member.node, **how)
         except LbcError:
             return "unknown"
+        finally:
+            for write in self._recorder.unresolved:
+                self._begun.setdefault(write, begun)
 
     async def read(self, member: Member, **how: Any) -> None:
         """Of all levels. A strong one may not go back behind another strong one that had returned before it began."""
@@ -73,10 +80,13 @@ class Ledger:
     # -- in the end --------------------------------------------------------------------------------------------------
 
     async def resolve(self, member: Member) -> None:
-        """Find out about forwarded writes without an answer, by their keys."""
+        """Find out about forwarded writes without an answer, by their keys, as long as these are surely kept."""
+        unresolved = self._recorder.unresolved
+        for write in [write for write in unresolved if self._simulation.loop.now - self._begun[write] > KEPT_SECONDS]:
+            del unresolved[write]
         await self._recorder.resolve(member.node)
 
-    async def judge(self, members: list[Member]) -> list[str]:
+    async def judge(self, retention: float, members: list[Member]) -> list[str]:
         """All that is wrong, with the store and with these copies, which must get to the head by themselves."""
         simulation = self._simulation
         async with simulation.cluster.head() as head:
@@ -92,7 +102,7 @@ class Ledger:
             ends.append(State(member.name, state.epoch, [row for row in state.rows if row[1] <= epoch]))
             self.problems += self._differences(member)
         self.problems += problems(self.history, ends)
-        self.problems += await self._of_log()
+        self.problems += await self._of_log(retention)
         return self.problems
 
     def _differences(self, member: Member) -> list[str]:
@@ -105,11 +115,12 @@ class Ledger:
         found = f"{local.replica.checksum:016x}"
         return [] if found == wanted else [f"{member.name} has state {found}, its epoch {wanted}"]
 
-    async def _of_log(self) -> list[str]:
+    async def _of_log(self, retention: float) -> list[str]:
         """The log itself: whole, restorable, and each term of one leader."""
         found = []
         verified = await self._simulation.cluster.verify(deep=True)
         found += [f"verify: {finding}" for finding in verified.findings]
+        found += self._of_retention(retention, verified.restorable)
         leaders: dict[int, Any] = {}
         former = 0
         for key in sorted(self._simulation.store.objects):
@@ -126,3 +137,15 @@ class Ledger:
             self.epochs = metadata.epoch
         self.terms = former
         return found
+
+    def _of_retention(self, retention: float, restorable: list[tuple[int, int]]) -> list[str]:
+        """Every epoch that was the newest one within the retention can be restored."""
+        store = self._simulation.store
+        since = self._simulation.loop.now - retention
+        epochs = {key: at for key, at in store.written_at.items() if (names.parse(key) or ("", 0))[0] == "wal"}
+        self.deleted = len(epochs.keys() - store.objects.keys())
+        before = [names.parse(key)[1] for key, at in epochs.items() if at < since]  # type: ignore[index]
+        oldest = max(before, default=0)
+        if len(restorable) == 1 and restorable[0][0] <= oldest:
+            return []
+        return [f"epoch {oldest} was the newest {retention:g} s ago; restorable is {restorable}"]

@@ -21,6 +21,7 @@ class Result:
     """What one seed has shown."""
 
     seed: int
+    long: bool = False
     problems: list[str] = field(default_factory=list)
     transcript: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -29,6 +30,8 @@ class Result:
     reads: int = 0
     terms: int = 0
     epochs: int = 0
+    deleted: int = 0
+    """Epochs that retention has deleted."""
     virtual_seconds: float = 0.0
 
     @property
@@ -38,15 +41,16 @@ class Result:
 
     def __str__(self) -> str:
         lines = [*self.transcript, "", f"seed {self.seed}: {len(self.problems)} problems", *self.problems]
-        return "\n".join([*lines, f"again: python -m tests.simulation --seed {self.seed}"])
+        return "\n".join([*lines, f"again: python -m tests.simulation --seed {self.seed}{' --long' * self.long}"])
 
 
-def simulate(seed: int, *, verbose: bool = False, life: Callable[..., Life] = Life) -> Result:
-    """Run the seed. Never raises for what the library does wrong: that is in `problems`."""
-    result = Result(seed)
+def simulate(seed: int, *, long: bool = False, verbose: bool = False, life: Callable[..., Life] = Life) -> Result:
+    """Run the seed. Never raises for what the library does wrong: that is in `problems`. `long`: with some quiet hours
+    in it, so that retention deletes something."""
+    result = Result(seed, long)
 
     async def main(simulation: Simulation) -> None:
-        lived = life(simulation, Ledger(simulation))
+        lived = life(simulation, Ledger(simulation), long=long)
         try:
             await lived.live()
             result.problems += await lived.judge()
@@ -61,6 +65,7 @@ def simulate(seed: int, *, verbose: bool = False, life: Callable[..., Life] = Li
         result.faults = lived.faults + simulation.store.faults + simulation.net.faults
         result.fates = Counter(history.fates.values())
         result.reads, result.epochs = len(history.reads), lived.ledger.epochs
+        result.deleted = lived.ledger.deleted
         result.terms = lived.ledger.terms
         result.virtual_seconds = simulation.loop.now - 1000.0
 

@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 120.0
 class Life:
     """One run."""
 
-    def __init__(self, simulation: Simulation, ledger: Ledger) -> None:
+    def __init__(self, simulation: Simulation, ledger: Ledger, *, long: bool = False) -> None:
         self.s, self.ledger = simulation, ledger
         self.chance = random.Random(simulation.seed ^ 0x5EED)
         self.faults: Counter[str] = Counter()
@@ -30,9 +30,19 @@ class Life:
         self.seconds = self.chance.choice([20.0, 40.0, 80.0])
         self.rate = self.chance.choice([0.3, 1.0, 3.0])
         """Faults in a second."""
+        self.members = MEMBERS
+        self.pace = 1.0
+        """So many times faster than usual users are."""
+        self.retention = 7 * 86400.0
+        self.night_seconds = 0.0
+        """So long, in the middle, nothing fails and users do little: time enough for retention to delete."""
+        if long:
+            self.night_seconds, self.retention, self.members = 7500.0, 3600.0, 2
         self.settings = NodeSettings(
             readers=1,
             epoch_interval=self.chance.choice([0, 0, 0.2]),
+            retention=self.retention,
+            suspect_timeout=self.chance.choice([1.0, 1.5, 4.0]),
             leader_timeout=self.chance.choice([2.0, 5.0, 10.0]),
             poll_interval=self.chance.choice([0.2, 1.0]),
             member_timeout=self.chance.choice([3.0, 10.0]),
@@ -63,14 +73,25 @@ class Life:
         self.s.store.weather = self.weather()
         self.begin(first)
         await self.join()
+        await self.suffer()
+        if self.night_seconds:
+            self.note("night")
+            self.pace, weather = 0.02, self.s.store.weather
+            self.s.store.weather = weather.calm()
+            await asyncio.sleep(self.night_seconds)
+            self.pace, self.s.store.weather = 1.0, weather
+            self.note("morning")
+            await self.suffer()
+        await self.calm_down()
+
+    async def suffer(self) -> None:
         end = self.s.loop.now + self.seconds
         while self.s.loop.now < end:
             await asyncio.sleep(self.chance.expovariate(self.rate))
             await self.step()
-        await self.calm_down()
 
     async def judge(self) -> list[str]:
-        return await self.ledger.judge([member for member in self.s.alive if not member.machine.frozen])
+        return await self.ledger.judge(self.retention, self.s.alive)
 
     async def calm_down(self) -> None:
         """No more faults. Somebody leads in the end, writes flow, everybody follows."""
@@ -143,7 +164,7 @@ class Life:
                 await asyncio.gather(*(self.ledger.write(member) for _ in range(count)))
             elif self.chance.random() < 0.3:
                 await self.ledger.forward(member, timeout=self.chance.choice([3.0, 20.0]))
-            await asyncio.sleep(self.chance.expovariate(2.0))
+            await asyncio.sleep(self.chance.expovariate(2.0 * self.pace))
 
     async def read(self, member: Member) -> None:
         while not self.calm:
@@ -154,7 +175,7 @@ class Life:
                 case 2:
                     how["at_least"] = max(self.ledger.history.epochs.values(), default=0)
             await self.ledger.read(member, **how)
-            await asyncio.sleep(self.chance.expovariate(1.0))
+            await asyncio.sleep(self.chance.expovariate(1.0 * self.pace))
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
@@ -184,9 +205,9 @@ class Life:
         leaders = [member for member in alive if member.node.is_leader]
         member = self.chance.choice(leaders if leaders and self.chance.random() < 0.5 else alive)
         kinds = [self.come, self.crash, self.leave, self.stand_still, self.cut_off, self.cut_from_store]
-        kinds += [self.store_fails, self.jump, self.change_weather, self.step_down, self.slow_down]
+        kinds += [self.store_fails, self.jump, self.change_weather, self.step_down, self.slow_down, self.fill_disk]
         kind = self.chance.choice(kinds)
-        if kind == self.come and len(self.s.alive) >= MEMBERS:
+        if kind == self.come and len(self.s.alive) >= self.members:
             kind = self.crash
         if kind == self.come:
             await self.come()
@@ -312,6 +333,15 @@ class Life:
                 await member.node.step_down()
 
         member.spawn(stepping())
+
+    async def fill_disk(self, member: Member) -> None:
+        self.happens("full disk", f"the disk of {member.name} is full")
+        member.machine.disk_full = True
+
+        def mend() -> None:
+            member.machine.disk_full = False
+
+        self.later(self.long(), mend, f"the disk of {member.name} has room again")
 
     async def slow_down(self, member: Member) -> None:
         self.happens("slow threads", f"threads of {member.name} are slow")

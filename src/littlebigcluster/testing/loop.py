@@ -7,15 +7,22 @@ it (`MACHINE`); a machine that stands still keeps its handles until it goes on, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from asyncio import Future, Handle, Task, TimerHandle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from littlebigcluster.clock import seeded
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 T = TypeVar("T")
 
@@ -41,6 +48,7 @@ class Machine:
         self.wall_offset = 0.0
         """How far its time of day is wrong."""
         self.disk_full = False
+        """Its threads can write no file. (POSIX only.)"""
         self.slowness = 1.0
         """So many times longer than usual its threads take."""
         self.frozen = False
@@ -150,8 +158,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if timer._context.get(MACHINE) is machine:  # type: ignore[attr-defined]
                     timer._when += slept_seconds  # type: ignore[attr-defined]
             heapq.heapify(self._scheduled)
-        self._ready.extend(machine.parked)
+        for handle in machine.parked:
+            if slept_seconds and isinstance(handle, TimerHandle):  # it came due in the sleep, of which it knows nothing
+                self._schedule_again(handle, slept_seconds)
+            else:
+                self._ready.append(handle)
         machine.parked.clear()
+
+    def _schedule_again(self, timer: TimerHandle, seconds: float) -> None:
+        timer._when += seconds  # type: ignore[attr-defined]
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]
 
     # -- what real loops do with threads and sockets -----------------------------------------------------------------
 
@@ -210,10 +227,25 @@ def _work(future: Future[Any], func: Callable[..., Any], args: Any) -> None:
     if future.cancelled():
         return
     try:
-        result = func(*args)
+        with on_disk(MACHINE.get()):
+            result = func(*args)
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+@contextlib.contextmanager
+def on_disk(machine: Machine | None) -> Iterator[None]:
+    """For work in a thread of that machine: while its disk is full, no write to a file succeeds (EFBIG)."""
+    if machine is None or not machine.disk_full or machine.dead or resource is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -162,7 +162,9 @@ class Simulation:
             machine = Machine(name, rate=disk_of.machine.rate, offset=disk_of.machine.offset)
         name = name or f"n{len(self._lives) + 1}"
         self._lives[name] = self._lives.get(name, 0) + 1
-        machine = machine or Machine(name, offset=self.loop.chance.random() * 10000)
+        if machine is None:
+            rate = 1 + (self.loop.chance.random() - 0.5) / 500
+            machine = Machine(name, rate=rate, offset=self.loop.chance.random() * 10000)
         directory = self._directory / f"{name}-{self._lives[name]}"
         if disk_of is not None:
             shutil.copytree(disk_of.directory.with_suffix(".crashed"), directory)

@@ -66,6 +66,8 @@ class SimulatedStore:
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self.objects: dict[str, tuple[bytes, datetime]] = {}
+        self.written_at: dict[str, float] = {}
+        """When each key was first written, in the time of the simulation; also of what is deleted."""
         self.weather = Weather()
         self.down = False
         """Every request fails at once."""
@@ -103,10 +105,11 @@ class SimulatedStore:
     def create(self, key: str, body: bytes) -> CreateOutcome:
         if key in self.objects:
             return Exists()
-        self.objects[key] = body, self.now()
+        self.put(key, body)
         return Created()
 
     def put(self, key: str, body: bytes) -> None:
+        self.written_at.setdefault(key, self._loop.now)
         self.objects[key] = body, self.now()
 
     def page(self, prefix: str, start_after: str) -> list[ObjectInfo]:

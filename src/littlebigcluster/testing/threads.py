@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
-from littlebigcluster.testing.loop import VirtualLoop
+from littlebigcluster.testing.loop import MACHINE, VirtualLoop, on_disk
 from littlebigcluster.threads import Threads
 
 
@@ -55,7 +55,9 @@ class LockstepThreads(Threads):
 
     def _resume(self, thread: _Thread) -> None:
         former, self.running = self.running, thread
-        if not thread.run_a_while():
+        with on_disk(MACHINE.get()):
+            alive = thread.run_a_while()
+        if not alive:
             del self._alive[thread]
         self.running = former
 
