@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from tests.epochs.logs import START, epoch_object, log_at, position_of
 
 from littlebigcluster.clock import seeded
 from littlebigcluster.database import StateChecksum
-from littlebigcluster.epochs import Appended, AtHead, Gone, Position, names
+from littlebigcluster.epochs import Appended, AtHead, Gone, Position, Repair, names
 from littlebigcluster.epochs.pins import Pin, pinned
 from littlebigcluster.errors import NotRetained, StoreUnavailable
 from littlebigcluster.roles.retention import STANDING_SECONDS, Retention, pass_interval
@@ -663,3 +663,57 @@ async def present(world: World, needed: Iterable[int]) -> None:
         base = max((number for number in snapshots if number <= epoch), default=None)
         assert base is not None, epoch
         assert all(names.wal(number) in listed for number in range(base + 1, epoch + 1)), (base, epoch)
+
+
+def repair_at(epoch: int, *lost: tuple[int, int]) -> bytes:
+    return Repair(
+        cluster_id="lol", epoch=epoch, back_to=None, at=datetime(2026, 11, 22, tzinfo=UTC), by="a test",
+        damaged={}, lost=list(lost),
+    ).encode()  # fmt: skip
+
+
+async def test_a_hole_that_a_repair_has_told_of_holds_nothing_back(caplog: pytest.LogCaptureFixture) -> None:
+    world = await grown()
+    await world.store.delete([names.wal(50)])
+    await world.store.put(names.repair(54), repair_at(54, (50, 53)))
+    await world.store.put(names.aside(names.snapshot(48)), b"damaged")
+    leader = world.leader()
+    await world.passes(leader)
+    assert "nothing is deleted" not in caplog.text
+    assert (await world.epochs("wal"))[0] == await world.marker() == 36
+    assert await world.store.get(names.repair(54)) is not None
+    await world.store.delete([names.wal(55)])
+    before = await world.names()
+    await world.passes(leader)
+    assert await world.names() == before, "another hole is another matter"
+    assert f"nothing is deleted: {names.wal(55)} is missing" in caplog.text
+
+
+async def test_what_repairs_have_told_goes_with_the_log_before_it() -> None:
+    world = await grown()
+    await world.store.delete([names.wal(20)])
+    await world.store.put(names.repair(24), repair_at(24, (20, 23)))
+    await world.store.put(names.aside(names.snapshot(18)), b"damaged")
+    await world.passes(world.leader())
+    assert (await world.epochs("wal"))[0] == 36
+    assert [info.key for info in await world.store.list(names.REPAIRS)] == []
+    assert [info.key for info in await world.store.list(names.ASIDE)] == []
+
+
+@pytest.mark.parametrize("record", [repair_at(32, (25, 31)), b"unreadable"])
+async def test_the_snapshot_behind_damage_is_never_thinned_out(record: bytes) -> None:
+    async def thin(repaired: bool) -> list[int]:
+        world = await World.begin(30 * DAY)
+        for epoch in range(1, 201):
+            await world.write(every=HOUR / 4)
+            if epoch % 2 == 0:
+                await world.snapshot()
+        if repaired:
+            await world.store.put(names.repair(gone), record)
+        await world.passes(world.leader())
+        return await world.epochs("db")
+
+    gone = 0
+    kept = await thin(False)
+    gone = next(epoch for epoch in range(32, 200, 2) if epoch not in kept)
+    assert set(await thin(True)) == {*kept, gone}
