@@ -46,11 +46,11 @@ class Tally:
             self.failed.append(result)
 
     def __str__(self) -> str:
-        real = time.monotonic() - self._began
+        real, hours = time.monotonic() - self._began, self.virtual_seconds / 3600
         faults = ", ".join(f"{kind} {number}" for kind, number in self.faults.most_common())
         fates = ", ".join(f"{number} {fate}" for fate, number in sorted(self.fates.items()))
         lines = (
-            f"{self.seeds} seeds in {real:.0f} s, {len(self.failed)} failed; {self.virtual_seconds / 3600:.1f} hours",
+            f"{self.seeds} seeds in {real:.0f} s, {len(self.failed)} failed; {hours:.1f} h simulated",
             f"{self.terms} terms, {self.epochs} epochs, {self.deleted} deleted by retention, {self.reads} reads",
             f"writes: {fates}",
             f"{self.faults.total()} faults: {faults}",
