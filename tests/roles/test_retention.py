@@ -17,10 +17,11 @@ from tests.dying import Dying
 from tests.epochs.logs import START, epoch_object, log_at, position_of
 
 from littlebigcluster.clock import seeded
-from littlebigcluster.database import StateChecksum
+from littlebigcluster.database import StateChecksum, StateMismatch
 from littlebigcluster.epochs import Appended, AtHead, Gone, Position, Repair, names
 from littlebigcluster.epochs.pins import Pin, pinned
-from littlebigcluster.errors import NotRetained, StoreUnavailable
+from littlebigcluster.errors import CorruptLog, LbcError, NotRetained, StoreUnavailable
+from littlebigcluster.roles import retention as roles_retention
 from littlebigcluster.roles.retention import STANDING_SECONDS, Retention, pass_interval
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Counting, Store
@@ -201,6 +202,29 @@ async def test_a_leader_makes_a_snapshot_when_there_is_none_for_long() -> None:
     assert world.made_snapshots == 4, "nothing was written since"
     assert await world.epochs("wal") == [24]
     await world.check()
+
+
+@pytest.mark.parametrize("error", [CorruptLog("it", "what was sent"), StateMismatch("the local copy is damaged")])
+async def test_a_snapshot_that_cannot_be_made_does_not_end_the_leadership(
+    error: LbcError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await World.begin()
+    await world.write(10, every=DAY / 10)
+    leader, tried = world.leader(), asyncio.Event()
+
+    async def fail() -> None:
+        tried.set()
+        raise error
+
+    monkeypatch.setattr(leader, "_make_snapshot", fail)
+    monkeypatch.setattr(roles_retention, "FIRST_PASS_SECONDS", 0)
+    running = asyncio.create_task(leader.run())
+    async with asyncio.timeout(5):
+        await tried.wait()
+    await asyncio.wait([running], timeout=0.05)
+    assert not running.done()
+    assert "will try again" in caplog.text
+    running.cancel()
 
 
 async def test_no_clock_of_a_node_decides() -> None:

@@ -21,7 +21,7 @@ from littlebigcluster.database import StateChecksum
 from littlebigcluster.epochs import names, retention, snapshots
 from littlebigcluster.epochs.pins import read_pins
 from littlebigcluster.epochs.repairs import read_repairs
-from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
+from littlebigcluster.errors import CorruptLog, LbcError, StoreUnavailable
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.restore import Target
 from littlebigcluster.settings import MAX_FENCE_VALIDITY_SECONDS, MAX_RETENTION_SECONDS
@@ -79,7 +79,7 @@ class Retention:
                 try:
                     await self.make_pass()
                     seen, passed_at = head, now()
-                except (StoreUnavailable, FormatTooNew, OSError, sqlite3.Error) as error:
+                except (LbcError, OSError, sqlite3.Error) as error:
                     logger.warning("cannot delete what is older than the retention, will try again: %s", error)
                     pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
@@ -87,7 +87,7 @@ class Retention:
     async def make_pass(self) -> None:
         """Delete what may go, and raise `.last_retained` for the next pass.
 
-        Raises StoreUnavailable, FormatTooNew; of a snapshot made for retention, OSError, sqlite3.Error.
+        Raises StoreUnavailable, FormatTooNew; and what `Snapshotter.make` raises, of a snapshot made for retention.
         """
         store, head = self._store, self._local.epoch.value
         marker = await self._assert_marker()
