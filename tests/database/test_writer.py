@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -470,3 +472,25 @@ async def test_a_thousand_tasks_each_get_their_own_result(writer: Writer) -> Non
     await asyncio.gather(*(work(number) for number in range(1000)))
     leading.cancel()
     assert await writer.submit(count, timeout=5).peek() == 3000
+
+
+async def test_what_was_removed_before_it_began_is_not_held_any_more(writer: Writer) -> None:
+    release = threading.Event()
+    first = writer.submit(lambda db: release.wait(10), timeout=10)
+
+    class Large:
+        def __call__(self, db: sqlite3.Connection) -> None:
+            pytest.fail("it was cancelled")
+
+    function = Large()
+    held = weakref.ref(function)
+    assert writer.submit(function, timeout=10).cancel()
+    late = writer.submit(function, timeout=0.01)
+    del function
+    with pytest.raises(DeadlineExceeded):
+        await late
+    gc.collect()
+    assert held() is None
+    release.set()
+    await writer.close_batch(stamp(1))
+    assert first._executed

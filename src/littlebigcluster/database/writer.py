@@ -210,6 +210,7 @@ class Writer:
         pending._settle(failure=failure or Aborted("the transaction was cancelled before it began; it is not written"))
         self._open.pop(pending, None)
         self._taken([pending])
+        pending._function = None  # the queue holds the rest of it until the thread comes by
         return True
 
     def _settled(self, pendings: list[Pending[Any]]) -> None:
