@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sqlite3
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from littlebigcluster import Leader, NotLeader, OutcomeUnknown, Overloaded, PeerUnavailable, StoreUnavailable
+from littlebigcluster import LbcError, Leader, NotLeader, OutcomeUnknown, Overloaded, PeerUnavailable, StoreUnavailable
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.forward import Forwarder
 from littlebigcluster.watch import Watch
+from tests.cluster.group import eventually
 
 LOST = PeerUnavailable("the connection broke", sent=True)
 NEVER_SENT = PeerUnavailable("no connection", sent=False)
@@ -63,3 +66,61 @@ async def test_a_refusal_is_certain_when_nothing_was_sent_before() -> None:
         await send(NEVER_SENT, refusal("Overloaded"))
     with pytest.raises(NotLeader):
         await send(NEVER_SENT)
+
+
+@pytest.mark.parametrize(("lost", "kind"), [(LOST, OutcomeUnknown), (NEVER_SENT, LbcError)])
+async def test_a_write_that_may_have_been_taken_is_in_doubt_when_the_node_stops(
+    lost: PeerUnavailable, kind: type[LbcError]
+) -> None:
+    clock, asked = Clock(), asyncio.Event()
+    leader: Watch[Leader | None] = Watch(Leader(clock.uuid7(), "127.0.0.1:1", ""))
+
+    class Breaking(Answers):
+        async def request(self, *_: Any, **__: Any) -> Any:
+            leader._set(None)
+            asked.set()
+            raise lost
+
+    client: Any = Breaking()
+    forwarder = Forwarder(
+        leader, me=clock.uuid7(), run_here=lambda *_: pytest.fail("not here"), connect=lambda _: client, clock=clock
+    )
+    sent = asyncio.create_task(forwarder.send(statements.execute("INSERT INTO x VALUES (1)", ()), timeout=5))
+    await asked.wait()
+    leader._end(LbcError("the node has stopped"))
+    with pytest.raises(LbcError) as caught:
+        await sent
+    assert type(caught.value) is kind
+
+
+async def test_a_leader_that_changes_while_the_former_connection_closes_is_no_error() -> None:
+    clock, closing = Clock(), asyncio.Event()
+    first, second, third = (Leader(clock.uuid7(), f"127.0.0.1:{port}", "") for port in (1, 2, 3))
+    leader: Watch[Leader | None] = Watch(first)
+
+    class Slow(Answers):
+        async def close(self) -> None:
+            await closing.wait()
+
+    clients: Any = iter([Slow(refusal("IntegrityError")), Answers(NEVER_SENT), Answers(refusal("IntegrityError"))])
+    forwarder = Forwarder(
+        leader,
+        me=clock.uuid7(),
+        run_here=lambda *_: pytest.fail("not here"),
+        connect=lambda _: next(clients),
+        clock=clock,
+    )
+    work = statements.execute("INSERT INTO x VALUES (1)", ())
+    with pytest.raises(sqlite3.IntegrityError):
+        await forwarder.send(work, timeout=5)
+    leader._set(second)
+    sent = asyncio.create_task(forwarder.send(work, timeout=5))
+    await asyncio.sleep(0)
+    giving_up = asyncio.create_task(forwarder.run())
+    await asyncio.sleep(0)
+    leader._set(third)
+    await eventually(lambda: forwarder._client is None)
+    closing.set()
+    with pytest.raises(sqlite3.IntegrityError):
+        await sent
+    giving_up.cancel()

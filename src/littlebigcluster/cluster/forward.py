@@ -118,6 +118,10 @@ class Forwarder:
                 leader = await self._leader.until(lambda leader: leader is not None, timeout=left)
             except TimeoutError:
                 break
+            except LbcError as error:  # this node stops
+                if maybe_written:
+                    raise OutcomeUnknown(f"{error}; the write may have taken effect ({last})", key=key) from error
+                raise
             assert leader is not None
             if not maybe_written:
                 first_sent_at = self._clock.boottime()
@@ -168,12 +172,14 @@ class Forwarder:
         raise error_of(answer)
 
     async def _client_of(self, leader: Leader) -> Client:
-        if self._client is None or self._address != leader.address:
-            former, self._client = self._client, self._connect(leader.address)
-            self._address = leader.address
-            if former is not None:
-                await former.close()
-        return self._client
+        former = self._client
+        if former is not None and self._address == leader.address:
+            return former
+        client = self._client = self._connect(leader.address)
+        self._address = leader.address
+        if former is not None:
+            await former.close()  # meanwhile the leader may change again, and this one be given up
+        return client
 
     async def close(self) -> None:
         if self._client is not None:
