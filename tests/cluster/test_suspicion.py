@@ -15,7 +15,7 @@ import pytest
 from littlebigcluster import Node, NodeSettings
 from littlebigcluster.cluster.membership import Member
 from littlebigcluster.epochs import Beacon, names
-from littlebigcluster.net import Client
+from littlebigcluster.net import Client, Response
 from tests.cluster.group import all_fed, group, member_client
 from tests.scenarios.stage import WAIT
 
@@ -243,3 +243,24 @@ def test_a_time_out_shorter_than_a_few_heartbeats_is_refused() -> None:
     with pytest.raises(ValueError, match="suspect_timeout"):
         NodeSettings(suspect_timeout=0.9)
     assert NodeSettings(suspect_timeout=float("inf")).suspect_timeout == float("inf")
+
+
+async def test_an_answer_that_cannot_be_read_is_none() -> None:
+    async with group() as g:
+        a = await g.leader(settings=PATIENT)
+        b = await g.node(can_lead=True, settings=PATIENT)
+        await together(a, b)
+        deep = Response(200, {}, b"[" * 200_000)
+
+        class Deep:
+            async def request(self, *_: Any, **__: Any) -> Response:
+                return deep
+
+            async def close(self) -> None:
+                pass
+
+        b._suspicion._connect = lambda _: Deep()  # type: ignore[assignment,return-value]
+        leader = b.leader.value
+        assert leader is not None
+        findings = await b._suspicion._ask_around(leader, 1)
+        assert findings.leader == "silent"

@@ -105,7 +105,7 @@ class Suspicion:
             status, _ = await self._get(leader.address, leader.uuid, LEADS_PATH)
         except PeerUnavailable as error:
             return "gone" if error.refused else "silent"
-        except (RequestTimeout, ValueError):
+        except (RequestTimeout, ValueError, RecursionError):
             return "silent"
         return "leads" if status == 200 else "gone" if status in _GONE else "silent"
 
@@ -114,7 +114,7 @@ class Suspicion:
         try:
             status, body = await self._get(member.address, member.id, f"{REACHES_PATH}?leader={leader.uuid}")
             answer = body["reaches"] if status == 200 else None
-        except (PeerUnavailable, RequestTimeout, ValueError, KeyError, TypeError):
+        except (PeerUnavailable, RequestTimeout, ValueError, RecursionError, KeyError, TypeError):
             return None
         return answer if isinstance(answer, bool) else None
 
