@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from littlebigcluster.epochs import Span, span_of, survey_all
+from littlebigcluster.epochs import Span, names, span_of, survey_all
+from littlebigcluster.errors import StoreUnavailable
 from littlebigcluster.store import Counting, Fault
+from littlebigcluster.store.wrappers import Operation, Wrapper
 from tests.roles.long_logs import small_spans
 from tests.scenarios.stage import WAIT, Stage, eventually, stage
 
 restore_module = sys.modules["littlebigcluster.roles.restore"]  # the package has a function of this name
 
 __all__ = ["small_spans"]
+
+T = TypeVar("T")
 
 
 async def merged(s: Stage) -> list[Span]:
@@ -107,6 +113,30 @@ async def test_a_follower_that_is_far_behind_catches_up_by_merged_epochs(small_s
         await eventually(lambda: b.node.epoch.value == a.node.epoch.value)
         assert counting.requests["get"] < (150 - at) / (2 if damaged else 3)
         assert b.node._local.metadata.kind == "wal"
+        await s.check()
+
+
+class WithoutMerged(Wrapper):
+    """A store that answers nothing but errors when it is asked for merged epochs."""
+
+    async def _request(self, operation: Operation, key: str, send: Callable[[], Awaitable[T]]) -> T:
+        if operation == "get" and names.parse_merged(key):
+            raise StoreUnavailable(f"GET {key}: 500")
+        return await super()._request(operation, key, send)
+
+
+async def test_merged_epochs_that_the_store_does_not_give_hold_nobody_up(small_spans: None) -> None:
+    async with stage() as s:
+        a = await s.leader()
+        b = await s.follower(store=WithoutMerged(s.store))
+        b.gate.shut()
+        while a.node.epoch.value < 60:
+            assert await s.recorder.write(a.node) == "acknowledged"
+        await until_merged(s, Span(49, 52))
+        b.gate.open()
+        await eventually(lambda: b.node.epoch.value == a.node.epoch.value)
+        c = await s.follower(store=WithoutMerged(s.store))
+        assert c.node.epoch.value == a.node.epoch.value
         await s.check()
 
 

@@ -28,7 +28,7 @@ from littlebigcluster.epochs import (
     span_of,
     steps,
 )
-from littlebigcluster.errors import CorruptLog, FormatTooNew
+from littlebigcluster.errors import CorruptLog, FormatTooNew, LbcError, StoreUnavailable
 from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ async def catch_up(
     store: Store, restored: Restored, way: Way, last: int, *, cluster_id: str, count: Count | None = None
 ) -> None:
     """Fetch what leads to the epoch `last`, several objects at once, and apply it in order. Merged epochs that do not
-    lead there are told of, and passed over: the epochs themselves are there too.
+    lead there, or are not to be had, are told of, and passed over: the epochs themselves are there too.
 
     Raises CorruptLog, FormatTooNew, StoreUnavailable.
     """
@@ -135,11 +135,11 @@ async def catch_up(
             entry = await anext(entries)
             size_bytes = way.size_bytes([step])
             try:
-                if isinstance(entry, CorruptLog | FormatTooNew):
+                if isinstance(entry, Exception):
                     raise entry
                 size_bytes = entry.size_bytes
                 await _take(restored, entry, step, cluster_id)
-            except (CorruptLog, FormatTooNew) as error:
+            except (CorruptLog, FormatTooNew, StoreUnavailable) as error:
                 if step.first == step.last:
                     raise
                 logger.warning("passing over merged epochs: %s", error)
@@ -149,13 +149,13 @@ async def catch_up(
             count.add(size_bytes)
 
 
-async def _read(store: Store, step: Span, cluster_id: str) -> Entry | CorruptLog | FormatTooNew:
+async def _read(store: Store, step: Span, cluster_id: str) -> Entry | LbcError:
     """What is wrong with the object is told when its turn comes."""
     try:
         if step.first < step.last:
             return await read_merged(store, step, cluster_id=cluster_id)
         return await read_epoch(store, step.first)
-    except (CorruptLog, FormatTooNew) as error:
+    except (CorruptLog, FormatTooNew, StoreUnavailable) as error:
         return error
 
 

@@ -241,7 +241,7 @@ class Follower:
                 if not self._local.log.fence_holds:  # it may have been deleted meanwhile
                     return False
                 await self._local.apply_entry(entry)
-            except (CorruptLog, FormatTooNew, StateMismatch) as error:
+            except (CorruptLog, FormatTooNew, StateMismatch, StoreUnavailable) as error:
                 logger.debug("going on one by one: %s", error)
                 continue
             self._saw(entry)
