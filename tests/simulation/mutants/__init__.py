@@ -1,0 +1,1 @@
+"""Broken variants of the library, each of which the simulation must find out. A mutant that lives is a hole in it."""

@@ -1,0 +1,57 @@
+"""Mutants of the one rule: whoever creates epoch N+1 leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
+
+from littlebigcluster.store import Mine, Resolution, Theirs, Unresolved, once
+from tests.simulation.mutants.mutant import Mutant
+
+# Only what concerns epochs is broken. The probe at `init` would refuse a store where this happens to all keys.
+_EPOCH = ".wal"
+
+
+def _reading_back(outcome: Callable[[], Resolution]) -> AbstractContextManager[Any]:
+    read_back = once._read_back
+
+    async def broken(store: Any, key: str, body: bytes) -> Resolution:
+        return outcome() if key.endswith(_EPOCH) else await read_back(store, key, body)
+
+    return patch.object(once, "_read_back", broken)
+
+
+def no_read_back() -> AbstractContextManager[Any]:
+    return _reading_back(lambda: Theirs(b""))
+
+
+def exists_is_ours() -> AbstractContextManager[Any]:
+    return _reading_back(Mine)
+
+
+def _attempting(outcome: Callable[[], Resolution]) -> AbstractContextManager[Any]:
+    attempt = once._attempt
+
+    async def broken(store: Any, key: str, body: bytes) -> Resolution:
+        answer = await attempt(store, key, body)
+        return outcome() if isinstance(answer, Unresolved) and key.endswith(_EPOCH) else answer
+
+    return patch.object(once, "_attempt", broken)
+
+
+def unknown_is_success() -> AbstractContextManager[Any]:
+    return _attempting(Mine)
+
+
+def unknown_is_failure() -> AbstractContextManager[Any]:
+    return _attempting(lambda: Theirs(b""))
+
+
+MUTANTS = [
+    Mutant("no read-back", "exists is always read back: it may be our own", no_read_back),
+    Mutant("exists is ours", "exists is always read back: it may be another's", exists_is_ours),
+    Mutant("unknown is success", "a create whose outcome is unknown is never taken for done", unknown_is_success),
+    Mutant("unknown is failure", "a create whose outcome is unknown is never taken for failed", unknown_is_failure),
+]
