@@ -17,10 +17,10 @@ from tests.simulation.life import Life
 MOST_SEEDS = 12
 """So many seeds a mutant may live through before it counts as a survivor."""
 
-MOST_TURNS = 120_000
-"""Of the event loop, in one life. Whatever is right takes less than a third of it."""
+MOST_TURNS, MOST_SECONDS = 60_000, 500.0
+"""Of the event loop, and of its time, in one life. Whatever is right takes less than half of it."""
 
-_LAST_TURNS = 30_000
+_LAST_TURNS = 10_000
 """To end what has run too long."""
 
 
@@ -56,13 +56,14 @@ class _Endless(Exception):
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """A mutant may go round in circles. Counted in turns, not in seconds, so that a seed always ends the same way."""
-    run_once, turns = VirtualLoop._run_once, 0
+    run_once, turns, last = VirtualLoop._run_once, 0, MOST_TURNS
 
     def counted(loop: VirtualLoop) -> None:
-        nonlocal turns
+        nonlocal turns, last
         turns += 1
-        if turns == MOST_TURNS or turns > MOST_TURNS + _LAST_TURNS:
-            raise _Endless(f"it does not end within {MOST_TURNS} turns")
+        if turns == last or (turns < last and loop.now - 1000.0 > MOST_SECONDS) or turns > last + _LAST_TURNS:
+            last = min(turns, last)
+            raise _Endless(f"it does not end, after {loop.now - 1000.0:.0f} s and {turns} turns of the loop")
         run_once(loop)
 
     with patch.object(VirtualLoop, "_run_once", counted):

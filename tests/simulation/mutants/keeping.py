@@ -1,0 +1,53 @@
+"""Mutants of retention, and of who meets what it has left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import PropertyMock, patch
+
+from littlebigcluster.epochs import Log, names, retention
+from littlebigcluster.epochs.pins import Pins
+from littlebigcluster.roles import retention as role
+from tests.simulation.mutants.lives import Kept
+from tests.simulation.mutants.mutant import Mutant
+
+
+def no_fence_validity() -> AbstractContextManager[Any]:
+    return patch.object(Log, "fence_holds", PropertyMock(return_value=True))
+
+
+def standing_is_nothing() -> AbstractContextManager[Any]:
+    return patch.object(Kept, "standing_seconds", 0.0)
+
+
+def one_epoch_too_many() -> AbstractContextManager[Any]:
+    """Deletes the epoch after the snapshot that it keeps, too."""
+    below = retention.below
+
+    def broken(found: retention.Holdings, keep_from: int) -> list[str]:
+        return [*below(found, keep_from), names.wal(keep_from), names.wal(keep_from + 1)]
+
+    return patch.object(retention, "below", broken)
+
+
+def kept_snapshot_goes() -> AbstractContextManager[Any]:
+    below = retention.below
+    return patch.object(retention, "below", lambda found, keep_from: below(found, keep_from + 1))
+
+
+def pins_are_ignored() -> AbstractContextManager[Any]:
+    async def broken(store: Any, listing: Iterable[Any], *, now: Any) -> Pins:
+        return Pins([], [])
+
+    return patch.object(role, "read_pins", broken)
+
+
+MUTANTS = [
+    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, life=Kept),
+    Mutant("nothing stands", ".last_retained stands before anything is deleted", standing_is_nothing, life=Kept),
+    Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, life=Kept),
+    Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, life=Kept),
+    Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, life=Kept),
+]
