@@ -29,6 +29,7 @@ from littlebigcluster import (
     Overloaded,
     StoreUnavailable,
 )
+from littlebigcluster.settings import seconds
 
 TABLE = "CREATE TABLE IF NOT EXISTS op(id INTEGER NOT NULL, epoch INTEGER NOT NULL)"
 INSERT = "INSERT INTO op SELECT ?, value + 1 FROM _lbc WHERE key = 'epoch'"
@@ -69,7 +70,7 @@ class Read:
     node: str
     state: State
     not_before: int
-    """The newest epoch that a read of this node had returned before this one began."""
+    """The newest epoch that a read of this node, or a write through it, had returned before this one began."""
     at_least: int = 0
     acknowledged: frozenset[int] = frozenset()
     """For a strong read: what had been acknowledged, anywhere, before it began."""
@@ -187,8 +188,9 @@ class Recorder:
         return "acknowledged"
 
     async def forward(self, node: Node, **how: Any) -> Fate:
-        """One write through any node, which sends it to whoever leads."""
-        write = next(self.ids)
+        """One write through any node, which sends it to whoever leads. Answered in time, it is visible there."""
+        write, led, now = next(self.ids), node.is_leader, asyncio.get_running_loop().time
+        give_up_at = now() + seconds(how.get("timeout") or node.settings.write_timeout)
         self.history.fates[write] = "unknown"
         try:
             done = await node.execute(INSERT, (write,), **how)
@@ -203,6 +205,8 @@ class Recorder:
             return "unknown"
         self.history.later.add(write)
         self.history.acknowledge(write, done.epoch)
+        if not led and now() < give_up_at:
+            self._seen[node] = max(self._seen.get(node, 0), done.epoch)
         return "acknowledged"
 
     async def resolve(self, node: Node) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
-from unittest.mock import PropertyMock, patch
+from unittest.mock import patch
 
 from littlebigcluster.database import Replica
-from tests.simulation.mutants.lives import Piled, Torn
+from tests.simulation.mutants.lives import Torn
 from tests.simulation.mutants.mutant import Mutant
 
 
@@ -38,6 +38,4 @@ def state_is_not_checked() -> AbstractContextManager[Any]:
 
 MUTANTS = [
     Mutant("state not checked", "a copy that was damaged is not used", state_is_not_checked, life=Torn),
-    Mutant("merged not checked", "merged epochs of another history are passed over", state_is_not_checked, life=Piled),
 ]
-_ = PropertyMock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -101,14 +102,14 @@ class Haunted(Life):
             raise StoreUnavailable(f"{what}: no answer")
 
         with patch.object(type(access), "_request", only_beacons):
-            while not any(heir.node.is_leader for heir in heirs):
+            while not any(heir.node.is_leader for heir in heirs):  # noqa: ASYNC110 - it is asked from outside
                 await asyncio.sleep(0.01)
             replaced = True
             led = next(heir for heir in heirs if heir.node.is_leader)
             await self.crash(led)
-            since, (left,) = self.s.loop.now, [heir for heir in heirs if heir is not led]
-            while not left.node.is_leader and self.s.loop.now < since + 30.0:
-                await asyncio.sleep(0.1)
+            (left,) = [heir for heir in heirs if heir is not led]
+            with contextlib.suppress(TimeoutError):
+                await left.node.wait_until_leader(timeout=30.0)
             if not left.node.is_leader:
                 self.ledger.problems.append(f"{left.name} does not take the leadership for 30 s")
         await self.calm_down()
@@ -117,13 +118,13 @@ class Haunted(Life):
 class Kept(Life):
     """Everything that retention does takes seconds, not hours; members sleep longer than it keeps anything."""
 
-    standing_seconds = 12.0
-    fence_validity = 5.0
-    retention_seconds = 30.0
+    standing_seconds = 6.0
+    fence_validity = 3.0
+    retention_seconds = 16.0
 
     def __init__(self, *arguments: Any, **how: Any) -> None:
         super().__init__(*arguments, **how)
-        self.seconds, self.rate = 150.0, 0.2
+        self.seconds, self.rate = 120.0, 0.2
         self.retention = self.retention_seconds
         self._pins: list[asyncio.Task[None]] = []
 
@@ -153,6 +154,8 @@ class Kept(Life):
                 leader_timeout=5.0,
                 write_timeout=30.0,
                 snapshot_epochs=20,
+                epoch_interval=0,
+                poll_interval=0.2,
             )
             await super().live()
 
@@ -162,7 +165,7 @@ class Kept(Life):
             self._pins.append(asyncio.create_task(self._hold()))
 
     def weather(self) -> Weather:
-        return replace(super().weather(), late_seconds=10.0)
+        return replace(super().weather(), late_seconds=5.0) if self.chance.random() < 0.3 else Weather(0.02)
 
     async def step(self) -> None:
         awake = [member for member in self.s.alive if not member.machine.frozen]
@@ -229,19 +232,36 @@ class Piled(Life):
 
 
 class Torn(Life):
-    """Who dies comes back with its disk, from which a page is missing."""
+    """Who dies comes back with its disk, on which the last writes are missing, and half of a page."""
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
+        self.settings = replace(self.settings, snapshot_epochs=7, epoch_interval=0)
+
+    def begin(self, member: Member) -> None:
+        if len(self.s.members) == 1:
+            member.spawn(member.node.executescript("CREATE TABLE still(x); INSERT INTO still VALUES (zeroblob(9000))"))
+        super().begin(member)
 
     async def come(self) -> None:
         dead = [member for member in self.s.members if member.machine.dead and not self._lives_again(member)]
         if not dead:
-            return await self.join() and None
+            await self.join()
+            return
         member = self.chance.choice(dead)
-        for path in sorted(member.directory.with_suffix(".crashed").glob("replica-*/replica.db*")):
-            if path.suffix != ".db-shm":
-                body = bytearray(path.read_bytes())
-                for at in range(4096 * 2, len(body), 4096):
-                    body[at + 2000 : at + 4096] = bytes(2096)[: len(body) - at - 2000]
-                path.write_bytes(bytes(body))
-        self.happens("torn", f"pages of {member.name} are gone")
+        for path in member.directory.with_suffix(".crashed").glob("replica-*/replica.db"):
+            path.with_name("replica.db-wal").unlink(missing_ok=True)
+            body = path.read_bytes().replace(bytes(2048), b"?" * 2048)
+            path.write_bytes(body)
+        self.happens("torn", f"half a page of {member.name} is gone")
         await self.join(disk_of=member)
-        return None
+
+
+class Impatient(Life):
+    """Whoever has written through any node reads there at once."""
+
+    async def write(self, member: Member) -> None:
+        while not self.calm:
+            await self.ledger.forward(member, timeout=20.0)
+            await self.ledger.read(member, timeout=5.0)
+            await asyncio.sleep(self.chance.expovariate(1.0))

@@ -50,7 +50,7 @@ def unknown_is_failure() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("no read-back", "exists is always read back: it may be our own", no_read_back),
+    Mutant("no read-back", "exists is always read back: it may be our own", no_read_back, 9),
     Mutant("exists is ours", "exists is always read back: it may be another's", exists_is_ours),
     Mutant("unknown is success", "a create whose outcome is unknown is never taken for done", unknown_is_success),
     Mutant("unknown is failure", "a create whose outcome is unknown is never taken for failed", unknown_is_failure),

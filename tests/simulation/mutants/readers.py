@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from littlebigcluster.cluster.node import Node
+from tests.simulation.mutants.lives import Impatient
 from tests.simulation.mutants.mutant import Mutant
 
 
@@ -47,5 +48,5 @@ MUTANTS = [
     Mutant("strong proves nothing", "a strong read includes all that was acknowledged before", strong_proves_nothing),
     Mutant("leader believes itself", "a strong read on a deposed leader is not stale", leader_believes_itself),
     Mutant("at_least not waited for", "at_least=epoch includes that epoch", at_least_is_not_waited_for),
-    Mutant("answered before visible", "execute returns when reads on this node see it", answered_before_visible),
+    Mutant("answered before visible", "execute returns when reads see it", answered_before_visible, life=Impatient),
 ]

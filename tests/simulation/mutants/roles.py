@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Iterator
+from typing import Any
 from unittest.mock import patch
 
-from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.suspicion import Suspicion
 from littlebigcluster.roles import Findings, decisions
+from littlebigcluster.roles.leader import Leadership
 from tests.simulation.mutants.lives import Haunted, Orderly
 from tests.simulation.mutants.mutant import Mutant
 
@@ -57,8 +59,6 @@ def deaf_to_the_release() -> AbstractContextManager[Any]:
 
 
 def fed_before_durable() -> AbstractContextManager[Any]:
-    from littlebigcluster.roles.leader import Leadership
-
     encode = Leadership._encode
 
     def broken(self: Any, batch: Any, leader: Any) -> Any:
@@ -69,8 +69,6 @@ def fed_before_durable() -> AbstractContextManager[Any]:
     commit = Leadership._commit
 
     async def committing(self: Any, batch: Any, *, leader: Any) -> bool:
-        import asyncio
-
         self._loop_of_mutant = asyncio.get_running_loop()
         return await commit(self, batch, leader=leader)
 
@@ -87,4 +85,3 @@ MUTANTS = [
     Mutant("release not claimed", "somebody leads when nothing is broken any more", deaf_to_the_release),
     Mutant("fed before durable", "no follower shows what is not durable", fed_before_durable),
 ]
-_ = Node
