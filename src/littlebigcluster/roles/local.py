@@ -78,7 +78,8 @@ class LocalCopy:
             clock=self._clock,
         )
         self.metadata, self.since_snapshot = restored.metadata, restored.since_snapshot
-        self._applied = restored.metadata, restored.position
+        # As one, for the other thread.
+        self._applied = restored.replica, restored.metadata, restored.position
         self.epoch._set(restored.position.epoch)
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
@@ -100,7 +101,7 @@ class LocalCopy:
     async def _apply(self, apply: Callable[[], None], metadata: Metadata, position: Position, size_bytes: int) -> None:
         def on_thread() -> None:
             apply()
-            self._applied = metadata, position
+            self._applied = self.replica, metadata, position
 
         # Shielded: what has begun is carried through, so that the place in the log never lags behind the replica.
         work = asyncio.ensure_future(self.run(on_thread))
@@ -119,7 +120,12 @@ class LocalCopy:
 
     async def image(self) -> tuple[PageSource, Metadata, Position]:
         """The raw pages of the database at one epoch, and which epoch that is. To be closed by the caller."""
-        return await self.run(lambda: (self.replica.pages(), *self._applied))
+
+        def on_thread() -> tuple[PageSource, Metadata, Position]:
+            replica, metadata, position = self._applied
+            return replica.pages(), metadata, position
+
+        return await self.run(on_thread)
 
     async def close(self) -> None:
         if hasattr(self, "readers"):
