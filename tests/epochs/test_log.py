@@ -12,7 +12,7 @@ from tests.epochs.logs import START, epoch_object, fill, log_at, position_of, re
 
 from littlebigcluster import CorruptLog, StoreUnavailable
 from littlebigcluster.clock import Clock
-from littlebigcluster.epochs import Appended, AtHead, Entry, Gone, Lost, names, survey
+from littlebigcluster.epochs import Appended, AtHead, Entry, Forgotten, Gone, Lost, names, survey
 from littlebigcluster.store import (
     Counting,
     Created,
@@ -240,7 +240,9 @@ async def test_a_machine_that_sleeps_during_the_question_asks_again(store: Store
     assert not await log_at(Sleepy(store), positions[3], clock).is_head()
 
 
-async def test_a_create_that_took_effect_hours_later_is_an_orphan_and_lost(store: Store, clock: HandClock) -> None:
+async def test_a_create_that_took_effect_hours_later_is_an_orphan_and_nobody_knows(
+    store: Store, clock: HandClock
+) -> None:
     positions = await fill(store, 10)
 
     async def late(key: str, body: bytes) -> CreateOutcome:
@@ -249,7 +251,7 @@ async def test_a_create_that_took_effect_hours_later_is_an_orphan_and_lost(store
         return await store.create(key, body)  # the store says "created": nothing is there any more
 
     log = log_at(Scripted(store, late), positions[3], clock)
-    assert await log.append(epoch_object(positions[3]), term=1) == Lost()
+    assert await log.append(epoch_object(positions[3]), term=1) == Forgotten()
 
 
 async def test_a_slow_create_that_did_count_is_ours(store: Store, clock: HandClock) -> None:
@@ -272,6 +274,22 @@ async def test_a_slow_create_that_another_leader_built_on_is_ours_too(store: Sto
         return Unknown(TimeoutError())
 
     assert await log_at(Scripted(store, slow), START, clock).append(body, term=1) == Appended(position_of(body, 1))
+
+
+async def test_nobody_knows_whether_a_create_counted_whose_epoch_retention_has_deleted_since(
+    store: Store, clock: HandClock
+) -> None:
+    body = epoch_object(START)
+
+    async def suspended(key: str, sent: bytes) -> CreateOutcome:
+        await store.create(key, sent)
+        positions = await fill(store, 10, after=position_of(sent, 1))
+        await retire(store, positions, keep_from=9)
+        await store.delete([key])
+        clock.sleep_machine(7200)
+        return Created()
+
+    assert await log_at(Scripted(store, suspended), START, clock).append(body, term=1) == Forgotten()
 
 
 async def test_an_orphan_in_front_of_the_retained_log_is_not_ours(store: Store, clock: HandClock) -> None:
@@ -300,7 +318,7 @@ async def test_an_orphan_in_the_deleted_range_is_not_ours_although_the_marker_wa
         return await store.create(key, body)
 
     log = log_at(Scripted(store, late), positions[3], clock)
-    assert await log.append(epoch_object(positions[3]), term=1) == Lost()
+    assert await log.append(epoch_object(positions[3]), term=1) == Forgotten()
     # Nor is it the next epoch for anybody else.
     clock.sleep_machine(7200)
     assert await log.next() == Gone()

@@ -1,7 +1,17 @@
 """What lies in the bucket: names, format, the log, snapshots."""
 
 from littlebigcluster.epochs.codec import Entry
-from littlebigcluster.epochs.log import Appended, AtHead, Gone, Log, Lost, Position, check_follows, check_link
+from littlebigcluster.epochs.log import (
+    Appended,
+    AtHead,
+    Forgotten,
+    Gone,
+    Log,
+    Lost,
+    Position,
+    check_follows,
+    check_link,
+)
 from littlebigcluster.epochs.merged import (
     Span,
     check_merged,
@@ -34,6 +44,7 @@ __all__ = [
     "AtHead",
     "Beacon",
     "Entry",
+    "Forgotten",
     "Gone",
     "Identity",
     "Leader",

@@ -63,6 +63,11 @@ class Lost:
     """Another node has created the epoch. Ours is certainly not part of the log, and never will be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The epoch was sent, and retention has passed its place since: whether it was ours nobody can tell any more."""
+
+
 class Log:
     """One node's view of the log. Invariant: everything up to `position` is durable."""
 
@@ -140,8 +145,8 @@ class Log:
         assert position.epoch > self._position.epoch
         self._position = position
 
-    async def append(self, body: bytes, *, term: int) -> Appended | Lost:
-        """Create the epoch after `position` with these bytes; returns when its fate is certain.
+    async def append(self, body: bytes, *, term: int) -> Appended | Lost | Forgotten:
+        """Create the epoch after `position` with these bytes; returns when its fate is certain, or will never be.
 
         Trusts neither an error nor a success that took too long. Waits through outages, sending only these
         very bytes, until it is cancelled: then the outcome is unknown. Does not move `position`.
@@ -150,10 +155,11 @@ class Log:
         at = self._position
         name = names.wal(at.epoch + 1)
         ours = Position(at.epoch + 1, term, hashlib.sha256(body).hexdigest())
-        attempt = 0
+        attempt, sent = 0, False
         while True:
             sent_at = self._clock.boottime()
             if self.fence_holds:
+                sent = True
                 result = await self._send(name, body, again=attempt > 0)
                 if isinstance(result, Theirs):
                     return Lost()
@@ -167,7 +173,7 @@ class Log:
                 logger.warning("the outcome of epoch %d is not known yet: %s", ours.epoch, error)
                 fate = None
             if fate is not None:
-                return fate
+                return fate if sent or not isinstance(fate, Forgotten) else Lost()
             if not self.fence_holds or attempt > 1:
                 await asyncio.sleep(backoff_seconds(attempt, self._clock))
 
@@ -186,22 +192,26 @@ class Log:
                 raise
             return Unresolved(error)  # an earlier sending may still take effect
 
-    async def _fate(self, at: Position, ours: Position) -> Appended | Lost | None:
+    async def _fate(self, at: Position, ours: Position) -> Appended | Lost | Forgotten | None:
         """What the store says of the epoch we sent; None when nothing follows `at`: then it may be sent again."""
         later = await self._survey_after(at)
         if isinstance(later, Gone):
-            return Lost()
+            return Forgotten()
         if isinstance(later, AtHead):
             return None
         body = await self._store.get(names.wal(ours.epoch))
-        if body is None or hashlib.sha256(body).hexdigest() != ours.sha256:
+        if body is None:
+            return Forgotten()
+        if hashlib.sha256(body).hexdigest() != ours.sha256:
             return Lost()
         if ours.epoch + 1 in later:
             # Somebody went on from an epoch of this number: from ours, or from one that retention has deleted
             # since, in whose place a late request of ours has put an orphan?
             name = names.wal(ours.epoch + 1)
             prefix = await self._store.get_range(name, 0, codec.HEADER.size + codec.MAX_METADATA_BYTES)
-            if prefix is None or codec.decode_header(prefix, name=name)[0].previous_sha256 != ours.sha256:
+            if prefix is None:
+                return Forgotten()
+            if codec.decode_header(prefix, name=name)[0].previous_sha256 != ours.sha256:
                 return Lost()
         return Appended(ours)
 

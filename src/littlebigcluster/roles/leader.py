@@ -21,7 +21,6 @@ from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata
 from littlebigcluster.errors import (
     Aborted,
     EpochTooLarge,
-    Fenced,
     NotLeader,
     OutcomeUnknown,
     StoreUnavailable,
@@ -30,6 +29,7 @@ from littlebigcluster.errors import (
 from littlebigcluster.roles.compactor import Compactor
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
+from littlebigcluster.roles.refusals import refusal
 from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
@@ -48,6 +48,9 @@ class Leadership:
 
     Invariant: the primary is the replica plus the transactions of batches that are not durable yet.
     """
+
+    _refusal: Exception
+    """Why the last epoch did not become one."""
 
     def __init__(
         self,
@@ -230,7 +233,7 @@ class Leadership:
             )
             raise
         if not durable:
-            done.set_exception(Fenced(f"another node has created epoch {epoch}; nothing was done"))
+            done.set_exception(self._refusal)
             return False
         try:
             await self._discard(writer, lambda: Aborted("the database was set back; the write is not written"))
@@ -352,7 +355,8 @@ class Leadership:
             batch.fail(lambda: OutcomeUnknown(unknown, epoch=epoch))
             raise
         if not isinstance(outcome, Appended):
-            batch.fail(lambda: Fenced(f"another node has created epoch {epoch}; the write is not written"))
+            self._refusal = refusal(outcome, epoch)
+            batch.fail(lambda: refusal(outcome, epoch))
             return False
         self._store_answered_at = self._clock.monotonic()
         self._on_durable(epoch, body)
