@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from littlebigcluster.database import Replica
-from tests.simulation.mutants.lives import Torn
+from tests.simulation.mutants.lives import Piled, Torn
 from tests.simulation.mutants.mutant import Mutant
 
 
@@ -37,5 +37,6 @@ def state_is_not_checked() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("state not checked", "a copy that was damaged is not used", state_is_not_checked, life=Torn),
+    Mutant("state not checked", "a copy that was damaged is not used", state_is_not_checked, 2, Torn),
+    Mutant("merged not checked", "merged epochs of another history are passed over", state_is_not_checked, 2, Piled),
 ]

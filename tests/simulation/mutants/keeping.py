@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-from littlebigcluster.epochs import Log, names, retention
+from littlebigcluster.epochs import Log, Lost, log, names, retention
 from littlebigcluster.epochs.pins import Pins
 from littlebigcluster.roles import retention as role
 from tests.simulation.mutants.lives import Kept
@@ -18,8 +18,8 @@ def no_fence_validity() -> AbstractContextManager[Any]:
     return patch.object(Log, "fence_holds", PropertyMock(return_value=True))
 
 
-def standing_is_nothing() -> AbstractContextManager[Any]:
-    return patch.object(Kept, "standing_seconds", 0.0)
+def forgotten_is_lost() -> AbstractContextManager[Any]:
+    return patch.object(log, "Forgotten", Lost)
 
 
 def one_epoch_too_many() -> AbstractContextManager[Any]:
@@ -45,7 +45,8 @@ def pins_are_ignored() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 2, Kept),
+    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 1, Kept),
+    Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 0, Kept),
     Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, 2, Kept),
     Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, 2, Kept),
     Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 2, Kept),

@@ -201,47 +201,59 @@ class Kept(Life):
         return bool(snapshots) and all(names.wal(at) in objects for at in range(snapshots[-1] + 1, epoch + 1))
 
 
-class Piled(Life):
+class Still(Life):
+    """There are pages that nobody writes again."""
+
+    def begin(self, member: Member) -> None:
+        if len(self.s.members) == 1:
+            member.spawn(member.node.executescript("CREATE TABLE still(x); INSERT INTO still VALUES (zeroblob(9000))"))
+        super().begin(member)
+
+
+class Piled(Still):
     """Few epochs make a merged object, and who has been away takes these. Some of them are of another history."""
 
     def __init__(self, *arguments: Any, **how: Any) -> None:
         super().__init__(*arguments, **how)
         self.settings = replace(self.settings, snapshot_epochs=1000, epoch_interval=0)
-        self._true: dict[str, Any] = {}
+        self._forged: set[str] = set()
 
     async def live(self) -> None:
-        with patch.object(merged, "FANOUT", 4), patch.object(follower, "_FAR_BEHIND", 3):
+        with self._small():
             await super().live()
 
     async def step(self) -> None:
         self._plant()
         await super().step()
 
+    @contextmanager
+    def _small(self) -> Iterator[None]:
+        with patch.object(merged, "FANOUT", 4), patch.object(follower, "_FAR_BEHIND", 3):
+            yield
+
     def _plant(self) -> None:
         """Write something else over the merged epochs that are there."""
         objects = self.s.store.objects
-        for key in [key for key in objects if names.parse_merged(key) and key not in self._true]:
+        for key in [key for key in objects if names.parse_merged(key) and key not in self._forged]:
             body, written_at = objects[key]
             if (other := forged(body, key)) is not None:
                 self.happens("forged", f"{key} is of another history")
-                self._true[key], objects[key] = objects[key], (other, written_at)
+                objects[key] = other, written_at
+                self._forged.add(key)
 
     async def judge(self) -> list[str]:
-        self.s.store.objects.update(self._true)
-        return await super().judge()
+        for key in [key for key in self.s.store.objects if names.parse_merged(key)]:
+            del self.s.store.objects[key]  # the larger ones are made of those
+        with self._small():
+            return await super().judge()
 
 
-class Torn(Life):
+class Torn(Still):
     """Who dies comes back with its disk, on which the last writes are missing, and half of a page."""
 
     def __init__(self, *arguments: Any, **how: Any) -> None:
         super().__init__(*arguments, **how)
         self.settings = replace(self.settings, snapshot_epochs=7, epoch_interval=0)
-
-    def begin(self, member: Member) -> None:
-        if len(self.s.members) == 1:
-            member.spawn(member.node.executescript("CREATE TABLE still(x); INSERT INTO still VALUES (zeroblob(9000))"))
-        super().begin(member)
 
     async def come(self) -> None:
         dead = [member for member in self.s.members if member.machine.dead and not self._lives_again(member)]
