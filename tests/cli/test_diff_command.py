@@ -30,7 +30,10 @@ async def lived(path: Path) -> None:
             UPDATE job SET data = 3 WHERE id = 3;
             DELETE FROM job WHERE id = 1; INSERT INTO job VALUES (4, 'four', CAST(x'ff' AS TEXT)); DELETE FROM log;
         """)
-        await node.executescript("ALTER TABLE job ADD COLUMN more; DROP TABLE log; CREATE INDEX job_name ON job(name)")
+        await node.executescript(
+            "ALTER TABLE job ADD COLUMN more; DROP TABLE log; CREATE INDEX job_name ON job(name);"
+            "PRAGMA user_version = 7"
+        )
 
 
 @pytest.fixture
@@ -71,7 +74,8 @@ def test_diff_shows_the_schema_a_summary_and_the_rows(store: str) -> None:
 def test_diff_tells_what_changed_in_the_schema(store: str) -> None:
     shown = output("-p", store, "diff", "--from", "3").splitlines()  # to now
     assert " to epoch 6 (" in shown[0]
-    assert shown[1:4] == ["created index job_name", "altered table job", "dropped table log"]
+    schema = ["created index job_name", "altered table job", "dropped table log", "user_version 0 -> 7"]
+    assert shown[1:5] == schema
     assert "│ job   │     1 │       1 │       2 │ with new more │" in shown
     assert "│ log   │     0 │       4 │       0 │ dropped       │" in shown
     back = output("-p", store, "diff", "--from", "0s", "--to", "3", "--table", "LOG").splitlines()
@@ -83,6 +87,7 @@ def test_diff_tells_what_changed_in_the_schema(store: str) -> None:
 def test_diff_prints_json(store: str) -> None:
     ends, *found = lines("-p", store, "diff", "--from", "3", "--to", "6", "--table", "job")
     assert (ends["from"]["epoch"], ends["to"]["epoch"]) == (3, 6)
+    assert (ends["from"]["user_version"], ends["to"]["user_version"]) == (0, 7)
     index, altered, table, *rows = found
     assert index == {
         "schema": "created", "type": "index", "name": "job_name",

@@ -92,6 +92,10 @@ def test_rollback_says_what_it_would_do_and_does_it_with_yes(store: str) -> None
     assert " to epoch 2 (20" in said[0]
     assert any("job" in line and "2" in line for line in said[1:-1])  # two rows removed
     assert said[-1].startswith("Nothing was done. With --yes")
+    further = output("-p", store, "rollback", "--to", "1").splitlines()
+    assert "dropped table job" in further
+    goes_back = "The schema goes back, too: an application that has migrated it must be able to do so again."
+    assert (further[-2], goes_back in said) == (goes_back, False)
     assert '"2"' in output(*count)
     (done,) = output("-p", store, "rollback", "--to", "2", "--yes").splitlines()
     assert done == "Epoch 6 is as epoch 2 was. To undo it: lbc rollback --to 5 --yes"

@@ -38,6 +38,9 @@ async def show_changes(changes: Changes, *, limit: int | None, as_json: bool) ->
         return
     for change in changes.schema:
         text.show(Text(text.one_line(f"{change.kind} {change.type} {change.name}")))
+    old, new = changes.user_versions
+    if old != new:
+        print(f"user_version {old} -> {new}")
     if changes.tables:
         rows = [(table.name, *_numbers(table), _note(table)) for table in changes.tables.values()]
         columns = ("Table", "Added", "Removed", "Changed", "Note")
@@ -131,7 +134,8 @@ def shown(value: Any) -> str:
 
 async def _print_json(changes: Changes, limit: int | None) -> None:
     """One object per line: the two epochs, each change of the schema, each table, and its rows after it."""
-    ends = [{"epoch": end.epoch, "time": end.created_at.isoformat()} for end in (changes.before, changes.after)]
+    both = zip((changes.before, changes.after), changes.user_versions, strict=True)
+    ends = [{"epoch": at.epoch, "time": at.created_at.isoformat(), "user_version": version} for at, version in both]
     print(text.json_line({"from": ends[0], "to": ends[1]}))
     for change in changes.schema:
         print(

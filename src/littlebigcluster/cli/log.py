@@ -11,9 +11,11 @@ from rich.table import Table
 from littlebigcluster.cli import text
 from littlebigcluster.cli.reading import leader_json
 from littlebigcluster.cluster import Cluster, LogEntry
-from littlebigcluster.epochs import Point
+from littlebigcluster.epochs import Point, Repair, read_repairs
 
 _WIDE_ENOUGH = 115
+_SIZE = 6
+"""The column of sizes: text, but numbers."""
 _SHORT = 8
 
 
@@ -32,11 +34,14 @@ async def show_log(
     everything = since is None and term is None and leader is None
     found = cluster.history(limit=limit if everything else None, since=since)
     entries = deque([entry async for entry in found if _is_wanted(entry, term, leader)], maxlen=limit)
+    repairs = await read_repairs(cluster.store)
     if as_json:
         for entry in entries:
-            print(text.json_line(_entry_json(entry)))
+            print(text.json_line(_entry_json(entry, repairs)))
     elif entries:
-        text.show(_table(list(entries)))
+        text.show(_table(list(entries), repairs))
+        if lost := _lost_since(entries[0].metadata.epoch, repairs):
+            print(f"Lost, as repairs tell: epochs {text.spans(lost)}")
     elif not follow:
         print("no epochs yet: nobody has led this cluster" if everything else "no such epochs")
     if follow:
@@ -44,7 +49,7 @@ async def show_log(
         async for entry in _to_come(cluster, last):
             if _is_wanted(entry, term, leader):
                 line = (
-                    text.json_line(_entry_json(entry))
+                    text.json_line(_entry_json(entry, []))
                     if as_json
                     else "  ".join(map(str, _entry_row(entry, short=True)))
                 )
@@ -67,12 +72,25 @@ def _is_wanted(entry: LogEntry, term: int | None, leader: str | None) -> bool:
     )
 
 
-def _table(entries: list[LogEntry]) -> Table:
+def _lost_since(first: int, repairs: list[Repair]) -> list[tuple[int, int]]:
+    """What is lost from there on: damaged objects among it have no line of their own."""
+    return sorted({span for repair in repairs for span in repair.lost if span[1] >= first})
+
+
+def _is_lost(entry: LogEntry, repairs: list[Repair]) -> bool:
+    return any(repair.has_lost(entry.metadata.epoch) for repair in repairs)
+
+
+def _table(entries: list[LogEntry], repairs: list[Repair]) -> Table:
     short = text.console().width < _WIDE_ENOUGH
     transactions = "Tx" if short else "Transactions"
-    columns = ("Epoch", "Time", "Term", "Leader", transactions, "Pages", "Size")
-    table = text.grid(columns, [_entry_row(entry, short=short) for entry in entries])
-    table.columns[-1].justify = "right"
+    columns = ["Epoch", "Time", "Term", "Leader", transactions, "Pages", "Size"]
+    rows = [_entry_row(entry, short=short) for entry in entries]
+    lost = ["lost" if _is_lost(entry, repairs) else "" for entry in entries]
+    if any(lost):
+        columns, rows = [*columns, "State"], [[*row, note] for row, note in zip(rows, lost, strict=True)]
+    table = text.grid(columns, rows)
+    table.columns[_SIZE].justify = "right"
     return table
 
 
@@ -92,7 +110,7 @@ def _entry_row(entry: LogEntry, *, short: bool) -> list[Any]:
     ]
 
 
-def _entry_json(entry: LogEntry) -> dict[str, Any]:
+def _entry_json(entry: LogEntry, repairs: list[Repair]) -> dict[str, Any]:
     metadata = entry.metadata
     return {
         "epoch": metadata.epoch,
@@ -102,4 +120,5 @@ def _entry_json(entry: LogEntry) -> dict[str, Any]:
         "transactions": metadata.transactions,
         "pages": metadata.pages,
         "size_bytes": entry.size_bytes,
+        "lost": _is_lost(entry, repairs),
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from littlebigcluster.cli import text
-from littlebigcluster.cli.diff import show_diff
+from littlebigcluster.cli.diff import show_changes
 from littlebigcluster.cluster import Cluster, Repaired
 from littlebigcluster.epochs import Point
 from littlebigcluster.settings import NodeSettings
@@ -50,15 +50,10 @@ async def verify(cluster: Cluster, *, deep: bool, as_json: bool) -> bool:
     how = "each epoch replayed" if deep else "hashes, chain and snapshots"
     state = text.count(len(verified.findings), "fault") if verified.findings else "all is well"
     text.show(f"{counted}, {text.size(verified.size_bytes)} checked ({how}): {state}")
-    text.show(f"Restorable: epochs {spans(verified.restorable)}" if verified.restorable else "Restorable: nothing")
+    text.show(f"Restorable: epochs {text.spans(verified.restorable)}" if verified.restorable else "Restorable: nothing")
     if verified.lost:
-        text.show(f"Lost, as repairs tell: epochs {spans(verified.lost)}")
+        text.show(f"Lost, as repairs tell: epochs {text.spans(verified.lost)}")
     return not verified.findings
-
-
-def spans(found: list[tuple[int, int]]) -> str:
-    """Runs of epochs, for people."""
-    return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in found)
 
 
 _DIFFERENCES = 10
@@ -68,7 +63,10 @@ async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, ac
     """Show what would change; with `act`, bring back what was."""
     if not act:
         now = (await cluster.status()).epoch
-        await show_diff(cluster, now, point, table=None, limit=_DIFFERENCES, as_json=False)
+        async with cluster.diff(now, point) as changes:
+            await show_changes(changes, limit=_DIFFERENCES, as_json=False)
+            if changes.schema or len(set(changes.user_versions)) > 1:
+                print("The schema goes back, too: an application that has migrated it must be able to do so again.")
         print("Nothing was done. With --yes this becomes a new epoch; what is now stays in the log.")
         return
     done = await cluster.rollback(point, settings=settings)
@@ -90,7 +88,7 @@ async def repair(cluster: Cluster, settings: NodeSettings, *, act: bool, as_json
     if found.obstacle:
         text.show(text.printable(f"Nobody can join: {found.obstacle}"))
     if found.lost:
-        text.show(f"Epochs that cannot be restored: {spans(found.lost)}")
+        text.show(f"Epochs that cannot be restored: {text.spans(found.lost)}")
     if found.epoch is None:
         text.show(text.printable(_what_helps(found)))
         print("Nothing was done. With --yes it is.")

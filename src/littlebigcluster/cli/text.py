@@ -121,3 +121,8 @@ def moment(value: datetime) -> str:
 def count(number: int, thing: str) -> str:
     """ "1 epoch", "12,000 epochs"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def spans(found: list[tuple[int, int]]) -> str:
+    """Runs of epochs, for people."""
+    return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in found)

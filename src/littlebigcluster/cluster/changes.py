@@ -39,6 +39,7 @@ class Changes:
     Attributes:
         before, after: the metadata of the two epochs.
         schema: the tables, indexes, views and triggers that were created, dropped or altered.
+        user_versions: SQLite's `user_version` in each, which an application may count its schema's versions with.
         tables: by name, those in which something differs; a table that was created or dropped counts as a whole.
     """
 
@@ -49,12 +50,15 @@ class Changes:
         self.before: Metadata = before.metadata
         self.after: Metadata = after.metadata
         self.schema = schema
+        self.user_versions = user_version(before), user_version(after)
         self._connections = before.connection, after.connection
         self._found = {table.name: table for table, _ in found}
         self.tables = {table.name: _summary(table, counts) for table, counts in found}
 
     def __bool__(self) -> bool:
-        return bool(self.schema) or any(table.counts for table in self.tables.values())
+        return (
+            bool(self.schema) or len(set(self.user_versions)) > 1 or any(table.counts for table in self.tables.values())
+        )
 
     async def rows(self, table: str, *, limit: int | None = None) -> AsyncIterator[RowChange]:
         """The rows of one of the `tables` that differ, by what tells them apart. Raises KeyError, sqlite3.Error."""
@@ -63,6 +67,12 @@ class Changes:
             while batch := await interruptible(lambda: list(islice(rows, _ROWS)), *self._connections):
                 for row in batch:
                     yield row
+
+
+def user_version(state: State) -> int:
+    """The number that is the application's own. Raises sqlite3.Error."""
+    ((version,),) = state.connection.execute("PRAGMA user_version").fetchall()
+    return int(version)
 
 
 def _summary(table: TableDiff, counts: Counts) -> TableChanges:

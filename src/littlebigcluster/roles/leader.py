@@ -227,10 +227,10 @@ class Leadership:
         try:
             durable = await self._commit(Batch(raw, 1, epoch, version, [], writer), leader=self._me)
         except BaseException as error:
+            unknown = f"the leader stopped before the store said whether epoch {epoch} was created;"
+            unknown += " the rollback may have taken effect"
             refused = isinstance(error, StoreUnavailable)
-            done.set_exception(
-                error if refused else OutcomeUnknown("the node stopped before its fate was known", epoch=epoch)
-            )
+            done.set_exception(error if refused else OutcomeUnknown(unknown, epoch=epoch))
             raise
         if not durable:
             done.set_exception(self._refusal)
