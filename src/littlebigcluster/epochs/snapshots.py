@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -77,7 +77,8 @@ async def upload(store: Store, packed: Packed, *, on_bytes: OnBytes = lambda don
     if not await _is_there(store, packed):
         for attempt in range(1, _ATTEMPTS + 1):
             progress.begin()
-            await store.put_stream(names.snapshot(epoch), _object(packed, progress))
+            async with aclosing(_object(packed, progress)) as chunks:  # else a failed upload leaves the file open
+                await store.put_stream(names.snapshot(epoch), chunks)
             try:
                 await _read_back(store, packed, progress)
                 break
@@ -103,7 +104,7 @@ class _Progress:
         self._on_bytes(self._done, self._total)
 
 
-async def _object(packed: Packed, progress: _Progress) -> AsyncIterator[bytes]:
+async def _object(packed: Packed, progress: _Progress) -> AsyncGenerator[bytes, None]:
     header = codec.encode_header(packed.metadata)
     yield header
     progress.add(len(header))
