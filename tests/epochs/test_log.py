@@ -240,9 +240,7 @@ async def test_a_machine_that_sleeps_during_the_question_asks_again(store: Store
     assert not await log_at(Sleepy(store), positions[3], clock).is_head()
 
 
-async def test_a_create_that_took_effect_hours_later_is_an_orphan_and_nobody_knows(
-    store: Store, clock: HandClock
-) -> None:
+async def test_of_a_create_that_took_effect_hours_later_nobody_can_tell(store: Store, clock: HandClock) -> None:
     positions = await fill(store, 10)
 
     async def late(key: str, body: bytes) -> CreateOutcome:
@@ -323,6 +321,99 @@ async def test_an_orphan_in_the_deleted_range_is_not_ours_although_the_marker_wa
     clock.sleep_machine(7200)
     assert await log.next() == Gone()
     assert await log.head() is None
+
+
+async def test_a_create_after_the_fence_has_expired_is_not_believed(store: Store, clock: HandClock) -> None:
+    """It was sent in time, and took less than `fence_validity`; but the last look was before the marker was raised."""
+    positions = await fill(store, 10)
+
+    async def late(key: str, body: bytes) -> CreateOutcome:
+        await retire(store, positions, keep_from=9)
+        clock.sleep_machine(50)
+        return await store.create(key, body)
+
+    log = log_at(Scripted(store, late), positions[3], clock)
+    clock.sleep_machine(50)
+    assert await log.append(epoch_object(positions[3]), term=1) == Forgotten()
+
+
+async def test_a_conflict_with_an_orphan_is_no_proof_of_having_lost(store: Store, clock: HandClock) -> None:
+    """The first sending counted, others went on from it; the second one, much later, meets what took its place."""
+    body, sendings = epoch_object(START), 0
+
+    async def resent(key: str, sent: bytes) -> CreateOutcome:
+        nonlocal sendings
+        sendings += 1
+        if sendings == 1:
+            await store.create(key, sent)
+            return Unknown(TimeoutError())
+        positions = await fill(store, 10, after=position_of(sent, 1))
+        await retire(store, positions, keep_from=9)
+        await store.create(key, epoch_object(START))
+        clock.sleep_machine(7200)
+        return await store.create(key, sent)
+
+    assert await log_at(Scripted(store, resent), START, clock).append(body, term=1) == Forgotten()
+
+
+async def test_an_epoch_of_ours_found_again_confirms_only_what_its_first_sending_did(
+    store: Store, clock: HandClock
+) -> None:
+    """Others may have gone on from it, and retention raised the marker, before it was sent again."""
+    body = epoch_object(START)
+
+    class Silent(Wrapper):
+        """The first sending counts and takes long, without an answer; nor is there any to the questions after it."""
+
+        asked = 0
+
+        async def create(self, key: str, body: bytes) -> CreateOutcome:
+            outcome = await super().create(key, body)
+            if self.asked:
+                return outcome
+            clock.sleep_machine(40)
+            clock.pass_time(20)
+            return Unknown(TimeoutError())
+
+        async def get(self, key: str) -> bytes | None:
+            self.asked += 1
+            if self.asked == 1:
+                raise StoreUnavailable("silent")
+            return await super().get(key)
+
+    log = log_at(Silent(store), START, clock)
+    assert await log.append(body, term=1) == Appended(position_of(body, 1))
+    log.advance(position_of(body, 1))
+    assert log.fence_holds
+    clock.sleep_machine(20)
+    assert not log.fence_holds
+
+
+async def test_what_a_listing_has_shown_is_not_absent_because_it_is_at_the_head(store: Store, clock: HandClock) -> None:
+    """A late PUT has lowered the marker just before the deletion, so that a reader far behind believed its place."""
+    positions = await fill(store, 10)
+    log = log_at(store, positions[3], clock)
+    clock.sleep_machine(7200)
+    assert isinstance(await log.next(), Entry)  # after a listing, up to 10
+    await store.delete([names.wal(epoch) for epoch in range(1, 9)])
+    assert not log.fence_holds
+    assert await log.append(epoch_object(positions[3]), term=1) == Lost()
+    assert await log.next() == Gone()
+    assert await store.get(names.wal(4)) is None
+
+
+async def test_an_orphan_that_a_slow_read_brings_is_not_the_next_epoch(store: Store, clock: HandClock) -> None:
+    positions = await fill(store, 10)
+
+    class Slow(Wrapper):
+        async def get(self, key: str) -> bytes | None:
+            if key == names.wal(4):
+                await retire(store, positions, keep_from=9)
+                await store.create(key, epoch_object(positions[3]))
+                clock.sleep_machine(7200)
+            return await super().get(key)
+
+    assert await log_at(Slow(store), positions[3], clock).next() == Gone()
 
 
 class Unsteady(Wrapper):

@@ -8,7 +8,9 @@ knew recently that N, or an epoch before it, was the head, or that `.last_retain
 `.last_retained` has passed stays for longer than any `fence_validity` before it is deleted. `Log` keeps when that was
 (`_confirmed_at`, by a clock that goes on while the machine sleeps, read *before* the request that proved it was sent).
 Past `fence_validity` every question first goes through `_survey_after`: `.last_retained`, then a LIST. That an epoch
-could be read confirms nothing: to one who is far behind, the next one may be gone.
+could be read confirms nothing: to one who is far behind, the next one may be gone. Nor is a position the head that a
+listing has shown epochs behind (`_listed`): should the next one be absent, it has been deleted, whatever a late PUT has
+made of the marker. `tests/model/protocol.pml` is this module as a formal model, docs/PROTOCOL.md its story.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.epochs.metadata import Metadata
-from littlebigcluster.errors import CorruptLog, StoreUnavailable
+from littlebigcluster.errors import CorruptLog, Fenced, LbcError, OutcomeUnknown, StoreUnavailable
 from littlebigcluster.store import Mine, Resolution, Store, Theirs, Unresolved, put_if_absent
 from littlebigcluster.store.retry import backoff_seconds
 
@@ -62,10 +64,16 @@ class Appended:
 class Lost:
     """Another node has created the epoch. Ours is certainly not part of the log, and never will be."""
 
+    def error(self, epoch: int) -> LbcError:
+        return Fenced(f"another node has created epoch {epoch}; the write is not written")
+
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """The epoch was sent, and retention has passed its place since: whether it was ours nobody can tell any more."""
+    """The epoch was sent, and that part of the log is deleted: nobody can tell any more whether it was in it."""
+
+    def error(self, epoch: int) -> LbcError:
+        return OutcomeUnknown(f"the log around epoch {epoch} was deleted before its fate was known", epoch=epoch)
 
 
 class Log:
@@ -85,6 +93,8 @@ class Log:
         self._validity = validity
         self._position = position
         self._confirmed_at = confirmed_at
+        self._listed = 0
+        """The newest epoch that a listing has shown."""
 
     @property
     def position(self) -> Position:
@@ -93,6 +103,11 @@ class Log:
     @property
     def fence_holds(self) -> bool:
         """Whether an absent next epoch proves that `position` is the head."""
+        return self.is_confirmed and self._listed <= self._position.epoch
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the next epoch, if it is there, is the one of the log."""
         return self._clock.boottime() - self._confirmed_at < self._validity
 
     async def next(self) -> Entry | AtHead | Gone:
@@ -103,16 +118,21 @@ class Log:
         at, name = self._position, names.wal(self._position.epoch + 1)
         while True:
             asked_at = self._clock.boottime()
-            if not self.fence_holds:
+            if not self.is_confirmed:
                 later = await self._survey_after(at)
                 if not isinstance(later, list):
                     return later
             body = await self._store.get(name)
             if body is not None:
-                break
+                # After long it may be an orphan, put where retention has deleted the true one: then the log is gone.
+                later = [] if self.is_confirmed else await self._survey_after(at)
+                if isinstance(later, list):
+                    break
+                return later
             if self.fence_holds:  # still: the machine may have slept, or the store dawdled, over the request
                 self._confirm(at.epoch, asked_at)
                 return AtHead()
+            self._confirmed_at = float("-inf")
         entry = codec.decode(body, name=name)
         check_follows(entry, at, cluster_id=self._cluster_id)
         return entry
@@ -155,25 +175,26 @@ class Log:
         at = self._position
         name = names.wal(at.epoch + 1)
         ours = Position(at.epoch + 1, term, hashlib.sha256(body).hexdigest())
-        attempt, sent = 0, False
+        attempt = 0
+        sent_at: float | None = None  # for the first time: if it is ours, then `at` was the head at some moment since
         while True:
-            sent_at = self._clock.boottime()
             if self.fence_holds:
-                sent = True
+                sent_at = self._clock.boottime() if sent_at is None else sent_at
                 result = await self._send(name, body, again=attempt > 0)
-                if isinstance(result, Theirs):
+                # Only if the fence still holds: else the place may have been free because its epoch was deleted.
+                if isinstance(result, Theirs) and self.fence_holds:
                     return Lost()
-                if isinstance(result, Mine) and self._clock.boottime() - sent_at < self._validity:
+                if isinstance(result, Mine) and self.fence_holds:
                     self._confirm(at.epoch, sent_at)
                     return Appended(ours)
             attempt += 1
             try:
-                fate = await self._fate(at, ours)
+                fate = await self._fate(at, ours, sent=sent_at is not None)
             except StoreUnavailable as error:
                 logger.warning("the outcome of epoch %d is not known yet: %s", ours.epoch, error)
                 fate = None
             if fate is not None:
-                return fate if sent or not isinstance(fate, Forgotten) else Lost()
+                return fate
             if not self.fence_holds or attempt > 1:
                 await asyncio.sleep(backoff_seconds(attempt, self._clock))
 
@@ -192,17 +213,20 @@ class Log:
                 raise
             return Unresolved(error)  # an earlier sending may still take effect
 
-    async def _fate(self, at: Position, ours: Position) -> Appended | Lost | Forgotten | None:
-        """What the store says of the epoch we sent; None when nothing follows `at`: then it may be sent again."""
+    async def _fate(self, at: Position, ours: Position, *, sent: bool) -> Appended | Lost | Forgotten | None:
+        """What the store says of the epoch we sent; None when nothing follows `at`, and it may be sent again, or when
+        the answer came too late to be believed."""
         later = await self._survey_after(at)
         if isinstance(later, Gone):
-            return Forgotten()
+            return Forgotten() if sent else Lost()
         if isinstance(later, AtHead):
             return None
         body = await self._store.get(names.wal(ours.epoch))
-        if body is None:
+        if not self.is_confirmed:
+            return None
+        if body is None and sent:
             return Forgotten()
-        if hashlib.sha256(body).hexdigest() != ours.sha256:
+        if body is None or hashlib.sha256(body).hexdigest() != ours.sha256:
             return Lost()
         if ours.epoch + 1 in later:
             # Somebody went on from an epoch of this number: from ours, or from one that retention has deleted
@@ -235,9 +259,13 @@ class Log:
             # Not every listing shows one moment: an epoch created meanwhile may be in it without the one before.
             later = await self._listed_after(at)
         if not later:
+            self._listed = 0
             return AtHead()
         # Behind a gap lies the retained log; in front of it may lie an orphan, of a create that came too late.
-        return Gone() if _gap_at_start(at, later) else later
+        if _gap_at_start(at, later):
+            return Gone()
+        self._listed = max(self._listed, later[-1])
+        return later
 
     async def _listed_after(self, at: Position) -> list[int]:
         listed = await self._store.list(names.LOG_PREFIX, start_after=names.wal(at.epoch))

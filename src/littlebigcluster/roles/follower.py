@@ -238,7 +238,7 @@ class Follower:
                 # An epoch that follows the last one is there: so that one is in the log.
                 entry = await read_merged(self._store, span, cluster_id=self._local.cluster_id)
                 check_link(entry.metadata, at, name=span.name)
-                if not self._local.log.fence_holds:  # it may have been deleted meanwhile
+                if not self._local.log.is_confirmed:  # it may have been deleted meanwhile
                     return False
                 await self._local.apply_entry(entry)
             except (CorruptLog, FormatTooNew, StateMismatch, StoreUnavailable) as error:

@@ -29,7 +29,6 @@ from littlebigcluster.errors import (
 from littlebigcluster.roles.compactor import Compactor
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
-from littlebigcluster.roles.refusals import refusal
 from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
@@ -48,9 +47,6 @@ class Leadership:
 
     Invariant: the primary is the replica plus the transactions of batches that are not durable yet.
     """
-
-    _refusal: Exception
-    """Why the last epoch did not become one."""
 
     def __init__(
         self,
@@ -80,6 +76,7 @@ class Leadership:
         self._sign_at = 0.0
         """When the next sign of life is due."""
         self._doubted = False
+        self._refusal: Exception = NotLeader("this node does not lead any more")  # why `_commit` has returned False
         self._renewed = asyncio.Event()
         self._woken = asyncio.Event()
         self._return: tuple[Path, asyncio.Future[int]] | None = None
@@ -355,8 +352,8 @@ class Leadership:
             batch.fail(lambda: OutcomeUnknown(unknown, epoch=epoch))
             raise
         if not isinstance(outcome, Appended):
-            self._refusal = refusal(outcome, epoch)
-            batch.fail(lambda: refusal(outcome, epoch))
+            self._refusal = outcome.error(epoch)
+            batch.fail(lambda: outcome.error(epoch))
             return False
         self._store_answered_at = self._clock.monotonic()
         self._on_durable(epoch, body)
