@@ -13,12 +13,14 @@ from littlebigcluster.database.readers import Readers
 from littlebigcluster.database.replica import Replica, StateMismatch
 from littlebigcluster.database.rollback import way_back
 from littlebigcluster.database.tables import SchemaChange
+from littlebigcluster.database.touched import SCHEMA, Touched
 from littlebigcluster.database.versions import check_sqlite_version, required_sqlite_version
 from littlebigcluster.database.wal import Wal, WalError, parse
 from littlebigcluster.database.writer import REMEMBER_SECONDS, Writer
 
 __all__ = [
     "REMEMBER_SECONDS",
+    "SCHEMA",
     "Batch",
     "Counts",
     "Diff",
@@ -34,6 +36,7 @@ __all__ = [
     "StateChecksum",
     "StateMismatch",
     "TableDiff",
+    "Touched",
     "Wal",
     "WalError",
     "Writer",

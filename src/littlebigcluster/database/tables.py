@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,7 +78,7 @@ def schema(connection: sqlite3.Connection) -> list[SchemaObject]:
     rows = connection.execute(
         "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name"
     ).fetchall()
-    hidden = set(_shadow_names([sql for *_, sql in rows], [name for _, name, _, _ in rows]))
+    hidden = _shadows([(name, sql) for _, name, _, sql in rows])
     return [
         SchemaObject(kind, name, table, sql)
         for kind, name, table, sql in rows
@@ -91,11 +90,24 @@ def _own(name: str) -> bool:
     return fold(name).startswith((SYSTEM_PREFIX, "sqlite_"))
 
 
-def _shadow_names(statements: list[str], names: list[str]) -> Iterator[str]:
-    for sql, name in zip(statements, names, strict=True):
-        module = _MODULE.match(sql)
-        for suffix in _SHADOWS.get(module[1].lower(), ()) if module else ():
-            yield fold(f"{name}_{suffix}")
+def _shadows(objects: list[tuple[str, str]]) -> dict[str, str]:
+    """From the tables, folded, in which virtual tables keep what they hold, to these; `objects` are names and
+    statements."""
+    return {
+        fold(f"{name}_{suffix}"): name
+        for name, sql in objects
+        if (module := _MODULE.match(sql))
+        for suffix in _SHADOWS.get(module[1].lower(), ())
+    }
+
+
+def trees(connection: sqlite3.Connection) -> dict[int, str]:
+    """From the root page of each b-tree to the table that it holds, or whose index it is. Tables of virtual tables
+    count as these; those that are the library's own, or SQLite's own, as ""."""
+    rows = connection.execute("SELECT rootpage, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    owners = _shadows([(name, sql or "") for _, name, _, sql in rows])
+    found = {root: "" if _own(table) else owners.get(fold(table), table) for root, _, table, _ in rows if root}
+    return {1: ""} | found
 
 
 def schema_changes(before: list[SchemaObject], after: list[SchemaObject]) -> list[SchemaChange]:

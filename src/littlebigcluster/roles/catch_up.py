@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from littlebigcluster.database import Replica, StateMismatch, WalError, check_sqlite_version, parse
+from littlebigcluster.database import Replica, StateMismatch, Wal, WalError, check_sqlite_version, parse
 from littlebigcluster.epochs import (
     Entry,
     Metadata,
@@ -176,9 +176,9 @@ def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> None:
         raise CorruptLog(step.name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
 
 
-def apply_entry(replica: Replica, entry: Entry) -> None:
-    """Apply what follows the replica's epoch. Raises CorruptLog when its content is no epoch, StateMismatch,
-    FormatTooNew."""
+def apply_entry(replica: Replica, entry: Entry) -> Wal:
+    """Apply what follows the replica's epoch, and return it. Raises CorruptLog when its content is no epoch,
+    StateMismatch, FormatTooNew."""
     check_sqlite_version(entry.metadata.min_sqlite_version)
     try:
         wal = parse(entry.raw, page_size=replica.page_size)
@@ -186,6 +186,7 @@ def apply_entry(replica: Replica, entry: Entry) -> None:
         name = entry.metadata.name
         raise CorruptLog(name, f"{error.expected} (in its content, at byte {error.offset})") from error
     replica.apply(wal, expected_checksum=int(entry.metadata.state_checksum, 16))
+    return wal
 
 
 async def read_epoch(store: Store, epoch: int) -> Entry:
