@@ -249,6 +249,23 @@ def test_log_is_limited_to_the_newest(store: str) -> None:
     assert epochs("--limit", "0") == [1, 2, 3, 4]
 
 
+def test_log_tells_the_tables_that_each_epoch_touched(store: str) -> None:
+    def tables(*options: str) -> list[tuple[int, list[str]]]:
+        entries = [json.loads(line) for line in output("-p", store, "log", "--json", "--tables", *options).splitlines()]
+        return [(entry["epoch"], entry["tables"]) for entry in entries]
+
+    everything = [(1, []), (2, ["(schema)", "job"]), (3, ["job"]), (4, [])]
+    assert tables() == everything
+    assert tables("--limit", "2") == everything[2:]
+    assert tables("--since", "3", "--limit", "1") == everything[3:]
+    assert tables("--term", "2") == []
+    lines = output("-p", store, "log", "--tables").splitlines()
+    assert lines[1].split()[-2] == "Tables"
+    assert lines[4].split()[-3:] == ["(schema),", "job", "│"]
+    (entry, *_) = output("-p", store, "log", "--json").splitlines()
+    assert "tables" not in json.loads(entry), "only when asked for"
+
+
 def test_log_of_a_new_cluster_says_so(tmp_path: Path) -> None:
     asyncio.run(init(tmp_path))
     assert output("-p", str(tmp_path), "log") == "no epochs yet: nobody has led this cluster\n"

@@ -111,9 +111,7 @@ def test_a_vacuum_touches_all_tables_and_not_the_schema(auto_vacuum: int, tmp_pa
     pair.leader.close()
 
 
-def test_only_trees_of_which_the_shape_changes_are_walked_again(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_trees_of_which_the_shape_changes_are_walked_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)"
     pair.tables(f"INSERT INTO a(v) {rows} SELECT zeroblob(500) FROM n", "INSERT INTO b VALUES (1)")
     walked: list[int] = []

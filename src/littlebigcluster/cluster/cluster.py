@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from littlebigcluster.cluster.inspect import LogEntry, State, Status
 from littlebigcluster.cluster.join import Join
 from littlebigcluster.cluster.outside import TIMEOUT_SECONDS, ask_leader
 from littlebigcluster.cluster.repair import Repaired, repair
+from littlebigcluster.cluster.touching import with_tables
 from littlebigcluster.cluster.verify import Verified, verify
 from littlebigcluster.database import Done
 from littlebigcluster.epochs import Metadata, Point, read_identity
@@ -126,16 +127,19 @@ class Cluster:
         return await inspect.status(self._store, expected_id=self._id)
 
     def history(
-        self, *, limit: int | None = None, since: Point | None = None, follow: bool = False
-    ) -> AsyncIterator[LogEntry]:
+        self, *, limit: int | None = None, since: Point | None = None, follow: bool = False, tables: bool = False
+    ) -> AsyncGenerator[LogEntry, None]:
         """The last `limit` epochs of the log without their content, or all that are retained; the newest last. `since`
         (see `at`) leaves out what is older, and with `follow` those to come follow, for ever.
 
-        Raises what `status` raises; NotRetained when `since` is still to come.
+        With `tables` each tells which tables it touched. That restores the state before the first one to a temporary
+        place, reads it once, and reads the epochs whole: close the iterator (`aclosing`) when not read to its end.
+        Raises what `status` raises; NotRetained when `since` is still to come; OSError.
         """
-        return inspect.history(
+        entries = inspect.history(
             self._store, limit=limit, since=since, follow=follow, expected_id=self._id, clock=self._clock
         )
+        return with_tables(self._store, entries, expected_id=self._id, clock=self._clock) if tables else entries
 
     def head(self) -> AbstractAsyncContextManager[State]:
         """`async with cluster.head() as head` restores the newest state to a temporary place, to be read there

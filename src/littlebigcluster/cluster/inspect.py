@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +76,9 @@ class LogEntry:
     metadata: Metadata
     size_bytes: int
     """Of the whole object, as it is stored."""
+    tables: tuple[str, ...] | None = None
+    """That the epoch touched, by name, if that was asked for; "(schema)" first when it changed the schema. None also
+    when the state before the epoch cannot be restored any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ async def history(
     follow: bool = False,
     expected_id: str | None = None,
     clock: Clock,
-) -> AsyncIterator[LogEntry]:
+) -> AsyncGenerator[LogEntry, None]:
     """The epochs from the one that was the newest at `since` on, or all that are retained; of those the last `limit`,
     oldest first; and with `follow` those to come, for ever.
 

@@ -2,7 +2,7 @@
 
 The format is sections 1.2, 1.6 and 1.7 of https://sqlite.org/fileformat2.html; all numbers are big-endian:
 
-    page 1        20 bytes that each page leaves unused at its end    40 schema cookie (4)    100 a b-tree page, from here
+    page 1        20 bytes unused at the end of each page    40 schema cookie (4)    100 a b-tree page, from here
     b-tree page    0 kind: 2 interior, 10 leaf of an index; 5 interior, 13 leaf of a table    3 number of cells (2)
                    8 right-most child (4), on interior pages only     8 or 12 offsets of the cells (2 each)
     cell           left child (4), on interior pages only; size of the payload (varint), not on interior pages of a

@@ -1,11 +1,18 @@
 """Who may write: the pure decision core, and the loops around it."""
 
-from littlebigcluster.roles.catch_up import OnBytes, Restored, SinceSnapshot, apply_entry, read_epoch
+from littlebigcluster.roles.catch_up import OnBytes, Restored, SinceSnapshot, apply_entry, read_epoch, take_next
 from littlebigcluster.roles.decisions import Findings, Timing
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import carried_through, load_snapshot, position_of_snapshot, restore, restore_at
+from littlebigcluster.roles.restore import (
+    carried_through,
+    held,
+    load_snapshot,
+    position_of_snapshot,
+    restore,
+    restore_at,
+)
 from littlebigcluster.roles.snapshotter import Made, Snapshotter
 from littlebigcluster.roles.strong import SharedProof
 
@@ -23,9 +30,11 @@ __all__ = [
     "Timing",
     "apply_entry",
     "carried_through",
+    "held",
     "load_snapshot",
     "position_of_snapshot",
     "read_epoch",
     "restore",
     "restore_at",
+    "take_next",
 ]

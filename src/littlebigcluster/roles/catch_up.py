@@ -159,19 +159,26 @@ async def _read(store: Store, step: Span, cluster_id: str) -> Entry | LbcError:
         return error
 
 
-async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -> None:
+async def take_next(store: Store, restored: Restored, *, cluster_id: str) -> Wal:
+    """Fetch the next epoch, apply it, and return it. Raises CorruptLog, FormatTooNew, StoreUnavailable."""
+    epoch = restored.position.epoch + 1
+    return await _take(restored, await read_epoch(store, epoch), Span(epoch, epoch), cluster_id)
+
+
+async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -> Wal:
     if step.first == step.last:
         check_follows(entry, restored.position, cluster_id=cluster_id)
     else:
         check_link(entry.metadata, restored.position, name=step.name)
-    await asyncio.to_thread(_apply_restoring, restored.replica, entry, step)
+    wal = await asyncio.to_thread(_apply_restoring, restored.replica, entry, step)
     restored.position, restored.metadata = end_of(entry), entry.metadata
     restored.since_snapshot.add(entry.size_bytes, entry.metadata.created_at, step.last - step.first + 1)
+    return wal
 
 
-def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> None:
+def _apply_restoring(replica: Replica, entry: Entry, step: Span) -> Wal:
     try:
-        apply_entry(replica, entry)
+        return apply_entry(replica, entry)
     except StateMismatch as error:
         raise CorruptLog(step.name, f"an epoch that leads to state checksum {entry.metadata.state_checksum}") from error
 

@@ -98,7 +98,9 @@ class LocalCopy:
         checksum = int(metadata.state_checksum, 16)
         await self._apply(lambda: self.replica.apply(wal, expected_checksum=checksum), metadata, position, size_bytes)
 
-    async def _apply(self, apply: Callable[[], object], metadata: Metadata, position: Position, size_bytes: int) -> None:
+    async def _apply(
+        self, apply: Callable[[], object], metadata: Metadata, position: Position, size_bytes: int
+    ) -> None:
         def on_thread() -> None:
             apply()
             self._applied = self.replica, metadata, position

@@ -102,7 +102,7 @@ async def restore_at(
     """
     made: list[Restored] = []
     try:
-        async with _held(store, epoch, clock=clock), lost_is_told(store, epoch):
+        async with held(store, epoch, clock=clock), lost_is_told(store, epoch):
             made.append(await _restore_at(store, identity, directory, found, epoch, clock=clock, on_bytes=on_bytes))
     except BaseException:
         for restored in made:  # cancelled while the pin was being removed
@@ -112,7 +112,9 @@ async def restore_at(
 
 
 @contextlib.asynccontextmanager
-async def _held(store: Store, epoch: int, *, clock: Clock) -> AsyncIterator[None]:
+async def held(store: Store, epoch: int, *, clock: Clock) -> AsyncIterator[None]:
+    """Retention leaves alone what is needed to restore `epoch` and later ones meanwhile, unless the store lets this
+    process only read. Raises NotRetained, StoreUnavailable."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(pinned(store, epoch, purpose="a restore", clock=clock))

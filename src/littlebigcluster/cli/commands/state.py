@@ -64,8 +64,13 @@ def sql(place: Place, statement: str, at: Any, epoch: Any, ago: Any, as_json: bo
 @click.option("--term", type=int, metavar="N", help="Of this term.")
 @click.option("--leader", metavar="UUID", help="Of this leader; the beginning or the end of its id will do.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
+@click.option("--tables", is_flag=True, help="Also the tables that each touched; it restores what was before them.")
 @json_option
 @click.pass_obj
 def log(place: Place, /, limit: int, **options: Any) -> None:
-    """The epochs of the log, the newest last."""
+    """The epochs of the log, the newest last.
+
+    With --tables it also tells the tables of which pages or definitions changed, and "(schema)" when the schema did.
+    That restores the state before the first of these epochs to a temporary place, and reads them all.
+    """
     run(show_log(place.cluster(), limit=limit or None, **options))
