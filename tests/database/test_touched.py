@@ -80,7 +80,7 @@ def test_changes_of_the_schema_are_told_with_the_tables_they_concern(pair: Pair)
     assert pair.tables("INSERT INTO a(v) VALUES (1)", "INSERT INTO b VALUES (1)", "ANALYZE") == ("a", "b")
 
 
-def test_a_dropped_table_is_told_of_also_when_none_of_its_pages_is_written(pair: Pair) -> None:
+def test_a_dropped_table_counts_by_the_state_before_the_epoch(pair: Pair) -> None:
     pair.tables("CREATE TABLE d(x)", "CREATE TABLE e(x)", "CREATE TABLE f(x)")
     assert pair.tables("DROP TABLE d") == (SCHEMA, "d")
     assert pair.tables("DROP TABLE e") == (SCHEMA, "e")
