@@ -110,17 +110,19 @@ async def _look(store: Store, identity: Identity, settings: NodeSettings, *, clo
     authorities = await repairing.damaged_authorities(store)
     beacon = await read_beacon(store, identity)
     log = await retained(store)
-    total = sum(info.size_bytes for info in log.snapshots + log.epochs)
+    total = sum(info.size_bytes for info in log.snapshots + log.epochs + log.merged)
     check = Check(store, identity, log, beacon, clock=clock, count=_counter(on_bytes, total))
     await check.strangers()
     await check.epochs()
+    await check.merged.hashes()
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
         await check.snapshots(Path(directory), integrity_of_all=False)
-        if check.too_new is not None:
-            raise check.too_new
+        too_new = check.too_new or check.merged.too_new
+        if too_new is not None:
+            raise too_new
         obstacle = await _obstacle(store, identity, Path(directory), clock=clock)
-    findings = [each for each in check.findings() if names.parse(each.object) is not None]
-    if obstacle is not None and not findings:  # what no hash shows
+    findings = [each for each in check.findings() if names.parse(each.object) or names.parse_merged(each.object)]
+    if obstacle is not None and all(names.parse_merged(each.object) for each in findings):  # what no hash shows
         check.bad_epochs[(names.parse(obstacle.object) or ("", log.head))[1]] = f"expected {obstacle.expected}"
         findings = check.findings()
     reached = check.restorable()
@@ -193,7 +195,7 @@ async def _leader(store: Store, check: Check, settings: NodeSettings, *, clock: 
 
 async def _act(state: _State, settings: NodeSettings, *, clock: Clock) -> Repaired | None:
     """One step; None when there was none to make, because something has changed meanwhile."""
-    store, found, damaged = state.store, state.found, state.check.damaged_snapshots()
+    store, found, damaged = state.store, state.found, state.check.damaged_beside_epochs()
     if found.action == "authority":
         await repairing.replace_authorities(store, state.identity, clock=clock)
         return _with_epoch(found, found.head)
@@ -228,14 +230,17 @@ def _with_epoch(found: Repaired, epoch: int) -> Repaired:
 async def _record(state: _State, *, clock: Clock) -> int:
     """Write down what is damaged, by the snapshot behind it from which everything goes on; the last of these."""
     groups: dict[int, dict[str, str]] = defaultdict(dict)
+    before = -1
     sound = state.check.sound_snapshots()
     for finding in state.found.findings:
         parsed = names.parse(finding.object)
-        assert parsed is not None
+        if parsed is None:
+            continue  # merged epochs: without them nothing is lost
         behind = next((epoch for epoch in sound if epoch >= parsed[1]), state.found.head)
         groups[behind][finding.object] = finding.problem
     for behind, damaged in sorted(groups.items()):
-        lost = [span for span in state.found.lost if span[1] == behind - 1]
+        # Merged epochs may lead on from the middle of what lies before it.
+        lost, before = [span for span in state.found.lost if before < span[0] < behind], behind
         await repairing.tell(state.store, state.identity, behind, None, damaged, lost, clock=clock)
     return max(groups, default=state.found.head)
 

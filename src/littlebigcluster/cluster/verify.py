@@ -32,6 +32,7 @@ from littlebigcluster.epochs import (
     read_metadata,
     read_repairs,
     retained,
+    span_of,
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, position_of_snapshot, read_epoch
@@ -40,7 +41,7 @@ from littlebigcluster.store import ObjectInfo, Store
 _WINDOW = 16
 _KNOWN = re.compile(
     r"cluster\.json|\.last_snapshot|\.last_retained|\.beacon|ca/[0-9]{20}\.json|pins/[^/]+\.json"
-    r"|repairs/[0-9]{20}\.json|aside/[0-9]{20}\.(wal|db)|aside/ca/[0-9]{20}\.json"
+    r"|repairs/[0-9]{20}\.json|aside/[0-9]{20}(-[0-9]{20})?\.(wal|db)|aside/ca/[0-9]{20}\.json"
 )
 
 
@@ -290,9 +291,10 @@ class Check:
         speaks = f"the leader's last sign of life speaks of epoch {self._beacon.epoch}"
         return [Finding(names.wal(head + 1), f"expected an object, found none: {speaks}")]
 
-    def damaged_snapshots(self) -> list[ObjectInfo]:
-        """As they were listed, oldest first."""
-        return [info for info in self._oldest_first if epoch_of(info) in self.bad_snapshots]
+    def damaged_beside_epochs(self) -> list[ObjectInfo]:
+        """Snapshots and merged objects, as they were listed."""
+        snapshots = [info for info in self._oldest_first if epoch_of(info) in self.bad_snapshots]
+        return snapshots + [info for info in self._found.merged if span_of(info) in self.merged.bad]
 
     def given_up(self) -> list[int]:
         """The epochs that repairs have told to be lost."""

@@ -23,6 +23,7 @@ class MergedCheck:
         self._store, self._cluster_id, self._count = store, cluster_id, count
         self.bad: dict[Span, str] = {}
         """What is wrong with them."""
+        self.too_new: FormatTooNew | None = None
         self._by_first: defaultdict[int, list[Span]] = defaultdict(list)
         for info in listed:
             span = span_of(info)
@@ -81,6 +82,8 @@ class MergedCheck:
         try:
             entry = await fetch_merged(self._store, span, cluster_id=self._cluster_id)
         except (CorruptLog, FormatTooNew) as error:
+            if isinstance(error, FormatTooNew):
+                self.too_new = error
             return problem(error)
         if entry is not None:
             self._count(entry.size_bytes)

@@ -22,7 +22,9 @@ LOG_PREFIX = DIRECTORY + "0"
 
 MAX_EPOCH = 10**19 - 1
 
-_KEPT_NAME = re.compile(re.escape(REPAIRS) + r"([0-9]{20})\.(json)|" + re.escape(ASIDE) + r"([0-9]{20})\.(wal|db)")
+_KEPT_NAME = re.compile(
+    re.escape(REPAIRS) + r"([0-9]{20})\.(json)|" + re.escape(ASIDE) + r"([0-9]{20})(?:-[0-9]{20})?\.(wal|db)"
+)
 _LOG_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})\.(wal|db)")
 _MERGED_NAME = re.compile(re.escape(DIRECTORY) + r"([0-9]{20})-([0-9]{20})\.wal")
 
