@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,10 @@ def test_an_unsafe_store_fails_by_name(unsafe_url: str) -> None:
     done = run("doctor", unsafe_url)
     assert done.returncode == 1
     name = unsafe_url.partition("?")[0]
-    assert f"{name}: 2 checks failed; do not use it as it is" in done.stdout
+    # "objects are whole" fails in some runs only (docs/STORES.md).
+    assert re.search(rf"^{re.escape(name)}: [23] checks failed; do not use it as it is$", done.stdout, re.MULTILINE)
+    for check in ("refused create", "concurrent creates"):
+        assert re.search(rf"^│ {check} +│ fail", done.stdout, re.MULTILINE), done.stdout
     assert "refused create: Two nodes could lead at once" in done.stdout
     assert "secret" not in done.stdout
     assert found_json(unsafe_url)["sound"] is False

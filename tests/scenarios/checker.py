@@ -189,8 +189,10 @@ class Recorder:
 
     async def forward(self, node: Node, **how: Any) -> Fate:
         """One write through any node, which sends it to whoever leads. Answered in time, it is visible there."""
-        write, led, now = next(self.ids), node.is_leader, asyncio.get_running_loop().time
-        give_up_at = now() + seconds(how.get("timeout") or node.settings.write_timeout)
+        write, now = next(self.ids), asyncio.get_running_loop().time
+        give_up_at = float("-inf")  # of one in another process nobody knows when it did
+        if isinstance(node, Node) and not node.is_leader:
+            give_up_at = now() + seconds(how.get("timeout") or node.settings.write_timeout)
         self.history.fates[write] = "unknown"
         try:
             done = await node.execute(INSERT, (write,), **how)
@@ -205,7 +207,7 @@ class Recorder:
             return "unknown"
         self.history.later.add(write)
         self.history.acknowledge(write, done.epoch)
-        if not led and now() < give_up_at:
+        if now() < give_up_at:
             self._seen[node] = max(self._seen.get(node, 0), done.epoch)
         return "acknowledged"
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,8 @@ async def relayed_leader(cluster: Hosts) -> AsyncIterator[tuple[Host, Relay]]:
 
 async def test_polling_takes_over_within_a_second_from_a_feed_that_is_cut_and_gives_back(cluster: Hosts) -> None:
     async with relayed_leader(cluster) as (a, relay):
-        b, c = await cluster.start(join=STANDBY), await cluster.start()
+        # The leader that nobody reaches any more shall go on leading.
+        b, c = await cluster.start(join=STANDBY, suspect_timeout=inf), await cluster.start()
         await all_know(a, b, c)
         await c.sees(lambda status: status["fed"])
         for _ in range(2):

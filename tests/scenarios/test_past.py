@@ -82,6 +82,9 @@ async def lived(g: Group, epochs: int, *, seed: int = 0, snapshot_epochs: int = 
                 )
         history.rows[node.epoch.value] = await node.read(QUERY)
         history.moments[node.epoch.value] = node._local.metadata.created_at
+        since = node._local.since_snapshot
+        if since.log_epochs >= snapshot_epochs:  # due: a slow machine would make fewer than tests count on
+            await eventually(lambda since=since: node._local.since_snapshot is not since)
     await g.leave(node)
     return history
 
