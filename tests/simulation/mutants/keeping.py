@@ -15,7 +15,7 @@ from tests.simulation.mutants.mutant import Mutant
 
 
 def no_fence_validity() -> AbstractContextManager[Any]:
-    return patch.object(Log, "fence_holds", PropertyMock(return_value=True))
+    return patch.object(Log, "is_confirmed", PropertyMock(return_value=True))
 
 
 def forgotten_is_lost() -> AbstractContextManager[Any]:
@@ -46,7 +46,7 @@ def pins_are_ignored() -> AbstractContextManager[Any]:
 
 MUTANTS = [
     Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 1, Kept),
-    Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 0, Kept),
+    Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 25, Kept),
     Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, 2, Kept),
     Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, 2, Kept),
     Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 2, Kept),
