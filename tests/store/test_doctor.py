@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -209,6 +209,34 @@ async def test_an_interrupted_run_leaves_nothing(memory: Store, clock: Clock, mo
         with pytest.raises(asyncio.CancelledError):
             await task
         assert [info.key for info in await memory.list("")] == [".lbc/cluster.json"]
+
+
+async def test_an_interrupted_clean_up_is_done_all_the_same(
+    memory: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("littlebigcluster.store.doctor.examination.LATE_SECONDS", 0.05)
+    last, cleaning = asyncio.Event(), asyncio.Event()
+
+    class Slow(Wrapper):
+        """Stands still at the first deletion after the last check."""
+
+        async def delete(self, keys: Iterable[str]) -> None:
+            keys = list(keys)
+            if last.is_set() and len(keys) > 10 and not cleaning.is_set():
+                cleaning.set()
+                await asyncio.sleep(60)
+            await super().delete(keys)
+
+    def on_check(name: str) -> None:
+        if name == "latency":
+            last.set()
+
+    task = asyncio.create_task(examine([Slow(memory)], clock=clock, on_check=on_check))
+    await cleaning.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await memory.list("") == []
 
 
 async def test_a_directory_is_left_as_it_was(tmp_path: Path) -> None:

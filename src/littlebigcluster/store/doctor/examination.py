@@ -124,11 +124,10 @@ async def examine(
             if on_check is not None:
                 on_check(promise.name)
             checks.append(await _examined(promise, bench))
-    except BaseException:
+        checks.append(await _cleaned_up(bench.first))
+    except BaseException:  # the cleaning up may be what was interrupted
         await _cleaned_up(bench.first, interrupted=True)
         raise
-    else:
-        checks.append(await _cleaned_up(bench.first))
     finally:
         if isinstance(clients[0], DirectoryStore):
             await clients[0].prune(prefix)
