@@ -8,6 +8,7 @@ from tests.simulation.mutants.catalogue import MUTANTS
 from tests.simulation.mutants.mutant import Mutant, hunt, live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_found_out(mutant: Mutant) -> None:
     kill = hunt(mutant)
