@@ -26,6 +26,11 @@ def test_promises_are_kept_in_a_fixed_history(seed: int) -> None:
     assert result.problems == [], str(result)
 
 
+def test_a_disk_that_is_full_at_a_claim_does_not_end_the_node() -> None:
+    result = simulate(1641990198)
+    assert result.problems == [], str(result)
+
+
 def test_promises_are_kept_in_fresh_histories(capsys: pytest.CaptureFixture[str]) -> None:
     tally = run_all(seeds(None, None, SECONDS))
     with capsys.disabled():

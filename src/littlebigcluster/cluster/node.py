@@ -27,7 +27,7 @@ from littlebigcluster.cluster.travel import Travel
 from littlebigcluster.cluster.writing import Writing
 from littlebigcluster.database import StateMismatch
 from littlebigcluster.epochs import Identity, Leader, Metadata, names
-from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable, plain_errors
+from littlebigcluster.errors import Aborted, LbcError, NotLeader, StoreUnavailable, plain_errors
 from littlebigcluster.roles import Follower, Leadership, LocalCopy, SharedProof, Snapshotter, Timing
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Scoped, Store
@@ -303,7 +303,7 @@ class Node(Writing, Returning, Snapshotting):
             else:
                 logger.info("another node was faster")
             return
-        except (StoreUnavailable, StateMismatch, OSError, sqlite3.Error) as error:
+        except (Aborted, StoreUnavailable, StateMismatch, OSError, sqlite3.Error) as error:  # Aborted: at the claim
             logger.error("cannot lead: %s", error)
         finally:
             self._leadership = None
