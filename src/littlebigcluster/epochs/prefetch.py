@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-async def in_order(requests: Iterable[Coroutine[Any, Any, T]], *, window: int) -> AsyncIterator[T]:
+async def in_order(requests: Iterable[Coroutine[Any, Any, T]], *, window: int) -> AsyncGenerator[T, None]:
     """The results of `requests`, in order, with at most `window` of them under way."""
     waiting: deque[asyncio.Task[T]] = deque()
     source = iter(requests)

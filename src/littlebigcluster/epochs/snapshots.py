@@ -131,7 +131,7 @@ async def _read_back(store: Store, packed: Packed, progress: _Progress) -> None:
     name = names.snapshot(packed.metadata.epoch)
     metadata: Metadata | None = None
     stored = xxhash.xxh3_64()
-    async with aclosing(in_order(_ranges(store, name), window=_WINDOW)) as pieces:  # type: ignore[type-var]
+    async with aclosing(in_order(_ranges(store, name), window=_WINDOW)) as pieces:
         async for piece in pieces:
             if piece is None:
                 raise CorruptLog(name, "the snapshot that was sent, found none")
@@ -195,7 +195,7 @@ async def download(
     decompressor: codec.Decompressor | None = None
     behind: asyncio.Future[None] | None = None
     try:
-        async with aclosing(in_order(reads, window=_WINDOW)) as pieces:  # type: ignore[type-var]
+        async with aclosing(in_order(reads, window=_WINDOW)) as pieces:
             async for piece in pieces:
                 start = 0
                 if decompressor is None:

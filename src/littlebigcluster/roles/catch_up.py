@@ -130,7 +130,7 @@ async def catch_up(
     count = count or Count()
     plan = way.steps(restored.position.epoch + 1, last)
     reads = (_read(store, step, cluster_id) for step in plan)
-    async with contextlib.aclosing(in_order(reads, window=_WINDOW)) as entries:  # type: ignore[type-var]
+    async with contextlib.aclosing(in_order(reads, window=_WINDOW)) as entries:
         for step in plan:
             entry = await anext(entries)
             size_bytes = way.size_bytes([step])

@@ -92,7 +92,7 @@ class Compactor:
         parts = span.parts[::-1]
         batch: list[tuple[Span, bytes | None]] = []
         reads = in_order((self._store.get(part.name) for part in parts), window=_WINDOW)
-        async with contextlib.aclosing(reads) as bodies:  # type: ignore[type-var]
+        async with contextlib.aclosing(reads) as bodies:
             for part in parts:
                 batch.append((part, await anext(bodies)))
                 if part == parts[-1] or sum(len(body or b"") for _, body in batch) >= _BATCH_BYTES:
