@@ -103,6 +103,20 @@ async def test_a_frozen_leader_is_replaced_and_fenced_and_rejoins_as_standby() -
         await s.check()
 
 
+async def test_a_statement_that_a_fenced_leader_had_taken_is_done_by_the_next_one() -> None:
+    async with stage() as s:
+        a = await s.leader(feed=True)
+        b = await s.actor(feed=True)
+        a.gate.shut()
+        late = [asyncio.create_task(s.recorder.forward(a.node)) for _ in range(3)]
+        await eventually(lambda: a.gate.held)
+        await b.node.wait_until_leader(timeout=WAIT)
+        a.gate.open()
+        assert await asyncio.gather(*late) == ["acknowledged"] * 3
+        assert not a.node.is_leader
+        await s.check()
+
+
 async def test_an_idle_frozen_leader_finds_out_by_itself() -> None:
     async with stage() as s:
         a = await s.leader()

@@ -12,9 +12,9 @@ from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.forward import Forwarder, check_key
 from littlebigcluster.cluster.session import wrote
 from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
-from littlebigcluster.database import Done, Pending
+from littlebigcluster.database import Done, Pending, Writer
 from littlebigcluster.epochs import Leader
-from littlebigcluster.errors import NotLeader
+from littlebigcluster.errors import Aborted, Fenced, NotLeader
 from littlebigcluster.roles import Leadership, LocalCopy
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.watch import Watch
@@ -67,15 +67,17 @@ class Writing:
     ) -> Done[Result]:
         """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
 
-        `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead it travels to
-        the leader, and is done once however often it has to be sent. `VACUUM` works too, on the leader.
+        `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead, or does not any
+        more before it is written, it travels to the leader, and is done once however often it has to be sent. `VACUUM`
+        works too, on the leader.
 
         `key`: 1 to 64 characters of your own that name this write, or the `key` of the `OutcomeUnknown` that an
         earlier call raised. The same write with the same key, on any node, within 10 minutes, is done once: a
         repetition gets the value of the first time, and an epoch that includes it.
 
-        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time; ValueError
-        when another write had the key. What is raised tells of this call, not of earlier ones with the same key.
+        Raises sqlite3.Error, and what `transaction` raises; NotLeader only when no leader took it in time, Fenced and
+        Aborted only when there was no time left to send it on; ValueError when another write had the key. What is
+        raised tells of this call, not of earlier ones with the same key.
         """
         return await self._write(statements.execute(sql, parameters), timeout, key)
 
@@ -117,12 +119,23 @@ class Writing:
         if writer is not None and work.vacuum():
             done = Done(Result([], -1, None), (await writer.vacuum(timeout=limit)).epoch)
         elif writer is not None and key is None:
-            run = work.transaction(self._procedures)
-            done = await writer.submit(run, timeout=limit, size_bytes=work.size_bytes())
+            done = await self._write_here(writer, work, limit)
         else:
             done = await self._forward(work, limit, key)
         wrote(done.epoch)
         return done
+
+    async def _write_here(self, writer: Writer, work: Work, limit: float) -> Done[Any]:
+        """On this leader, without a key to keep; what it loses with its leadership travels like any other write."""
+        until = self._clock.monotonic() + limit
+        try:
+            run = work.transaction(self._procedures)
+            return await writer.submit(run, timeout=limit, size_bytes=work.size_bytes())
+        except (NotLeader, Fenced, Aborted):  # certainly not written
+            left = until - self._clock.monotonic()
+            if left <= 0:
+                raise
+            return await self._forward(work, left, None)
 
     async def _ready(self) -> None:
         """While this leader replaces its primary, a write that begins waits; one that is under way is Aborted."""
