@@ -41,7 +41,14 @@ def test_a_minute_of_chaos_loses_nothing() -> None:
         not_tested("\n".join(missing))
     for line in missing:
         untested.warn(line)
-    assert done.returncode == 0, f"seed {seed}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, f"{verdict(seed, done)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+
+
+def verdict(seed: int, done: subprocess.CompletedProcess[str]) -> str:
+    """One line for who sees no more than that: the command, and the first thing that was wrong."""
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("WRONG: ")]
+    first = next(iter([*wrong, *reversed(done.stderr.splitlines())]), f"exit code {done.returncode}")
+    return f"python -m tests.chaos --seconds 60 --seed {seed}: {first}"[:300]
 
 
 def not_tested(message: str) -> None:

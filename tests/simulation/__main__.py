@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
+import os
 import secrets
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import count
 
-from tests.simulation.engine import Result, simulate
+from tests.simulation.engine import Result, command, simulate
+
+STUCK_SECONDS = 60.0
+"""Of real time, for one seed, which takes less than one."""
 
 
 def seeds(first: int | None, number: int | None, seconds: float) -> Iterator[int]:
@@ -61,8 +68,28 @@ class Tally:
 def run_all(chosen: Iterable[int], *, long: bool = False) -> Tally:
     tally = Tally()
     for seed in chosen:
-        tally.add(simulate(seed, long=long))
+        stuck = Result(seed, command(seed, long=long), ["it stands still, and not in virtual time"])
+        with _watched(stuck, STUCK_SECONDS * (10 if long else 1)):
+            tally.add(simulate(seed, long=long))
     return tally
+
+
+@contextlib.contextmanager
+def _watched(stuck: Result, seconds: float) -> Iterator[None]:
+    """Threads that wait for each other end the process, which tells what it was at."""
+
+    def end() -> None:
+        print(stuck.verdict, flush=True)
+        faulthandler.dump_traceback()
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def main() -> int:
@@ -79,8 +106,10 @@ def main() -> int:
         print(result)
         return 1 if result.problems else 0
     tally = run_all(seeds(options.first, options.count, options.seconds), long=options.long)
+    for result in tally.failed:  # first, for those who see the first line only
+        print(result.verdict)
     for result in tally.failed:
-        print(result, end="\n\n")
+        print(f"\n{result}\n")
     print(tally)
     return 1 if tally.failed else 0
 

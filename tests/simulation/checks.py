@@ -91,8 +91,8 @@ class Ledger:
                 self.history.later.add(write)
                 self.history.acknowledge(write, done.epoch)
 
-    async def judge(self, retention: float, members: list[Member]) -> list[str]:
-        """All that is wrong, with the store and with these copies, which must get to the head by themselves."""
+    async def judge(self, retention: float, members: list[Member]) -> None:
+        """Find all that is wrong, with the store and with these copies, which must get to the head by themselves."""
         simulation = self._simulation
         async with simulation.cluster.head() as head:
             (_, epoch), *rows = (await head.query(SELECT)).rows
@@ -108,7 +108,6 @@ class Ledger:
             self.problems += self._differences(member)
         self.problems += problems(self.history, ends)
         self.problems += await self._of_log(retention)
-        return self.problems
 
     def _differences(self, member: Member) -> list[str]:
         """Whether its copy has the state that the log says."""

@@ -90,8 +90,8 @@ class Life:
             await asyncio.sleep(self.chance.expovariate(self.rate))
             await self.step()
 
-    async def judge(self) -> list[str]:
-        return await self.ledger.judge(self.retention, self.s.alive)
+    async def judge(self) -> None:
+        await self.ledger.judge(self.retention, self.s.alive)
 
     async def calm_down(self) -> None:
         """No more faults. Somebody leads in the end, writes flow, everybody follows."""

@@ -13,8 +13,8 @@ from tests.simulation.mutants.mutant import Mutant, hunt, live
 def test_mutant_is_found_out(mutant: Mutant) -> None:
     kill = hunt(mutant)
     assert kill.problem is not None, (
-        f"the mutant {mutant.name!r} lives: the simulation does not notice in the seeds {kill.seeds}"
-        f" that the library breaks the promise that {mutant.breaks}"
+        f'python -m tests.simulation.mutants "{mutant.name}": it lives: the simulation does not notice in the seeds'
+        f" {kill.seeds[0]} to {kill.seeds[-1]} that the library breaks the promise that {mutant.breaks}"
     )
-    sound = live(kill.seeds[-1], mutant.life)
-    assert sound.problems == [], f"this says nothing: without the mutant {sound}"
+    sound = live(kill.seeds[-1], mutant, sound=True)
+    assert sound.problems == [], str(sound)

@@ -270,9 +270,11 @@ async def _prepared(seed: int, level: int) -> AsyncIterator[Simulation]:
         try:
             yield simulation
         finally:
-            await simulation.close()
-            threads.end()
-            shutil.rmtree(directory, ignore_errors=True)
+            try:
+                await simulation.close()
+            finally:
+                threads.end()
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def run(main: Callable[[Simulation], Awaitable[T]], *, seed: int = 0, log_level: int = logging.INFO) -> T:

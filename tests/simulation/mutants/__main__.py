@@ -20,10 +20,9 @@ def search(mutant: Mutant, number: int) -> str:
     found = []
     for seed in range(number):
         began = time.perf_counter()
-        with mutant.patched():
-            result = live(seed, mutant.life)
+        result = live(seed, mutant)
         seconds = time.perf_counter() - began
-        if result.problems and not live(seed, mutant.life).problems:
+        if result.problems and not live(seed, mutant, sound=True).problems:
             found.append((seconds, seed))
     text = ", ".join(f"{seed} ({seconds:.1f} s)" for seconds, seed in sorted(found))
     return f"{mutant.name:28} {len(found):3} of {number} seeds: {text}"
@@ -35,8 +34,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, help="begin with this seed (default: one that is known to do)")
     parser.add_argument("--most", type=int, default=MOST_SEEDS, help=f"try so many seeds (default: {MOST_SEEDS})")
     parser.add_argument("--search", type=int, metavar="N", help="say which of the seeds below N find each of them out")
+    parser.add_argument("--seed", type=int, help="only this one, and print what happened")
+    parser.add_argument("--sound", action="store_true", help="with --seed: the same life, with nothing broken")
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not options.names or mutant.name in options.names]
+    if options.seed is not None:
+        results = [live(options.seed, mutant, sound=options.sound) for mutant in chosen]
+        print(*results, sep="\n\n")
+        return 1 if any(result.problems for result in results) else 0
     if options.search:
         for mutant in chosen:
             print(search(mutant, options.search), flush=True)

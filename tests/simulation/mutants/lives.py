@@ -241,11 +241,11 @@ class Piled(Still):
                 objects[key] = other, written_at
                 self._forged.add(key)
 
-    async def judge(self) -> list[str]:
+    async def judge(self) -> None:
         for key in [key for key in self.s.store.objects if names.parse_merged(key)]:
             del self.s.store.objects[key]  # the larger ones are made of those
         with self._small():
-            return await super().judge()
+            await super().judge()
 
 
 class Torn(Still):

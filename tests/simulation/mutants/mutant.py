@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
-from littlebigcluster.testing.loop import VirtualLoop
-from tests.simulation.engine import Result, simulate
+from tests.simulation.engine import Bound, Result, simulate
 from tests.simulation.life import Life
 
 MOST_SEEDS = 12
 """So many seeds a mutant may live through before it counts as a survivor."""
 
-MOST_TURNS, MOST_SECONDS = 60_000, 500.0
-"""Of the event loop, and of its time, in one life. Whatever is right takes less than half of it."""
-
-_LAST_TURNS = 10_000
-"""To end what has run too long."""
+BOUND = Bound(turns=60_000, seconds=500.0)
+"""Of one life. Whatever is right takes less than half of it."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +44,11 @@ class Kill:
     seconds: float
 
 
-class _Endless(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """A mutant may go round in circles. Counted in turns, not in seconds, so that a seed always ends the same way."""
-    run_once, turns, last = VirtualLoop._run_once, 0, MOST_TURNS
-
-    def counted(loop: VirtualLoop) -> None:
-        nonlocal turns, last
-        turns += 1
-        if turns == last or (turns < last and loop.now - 1000.0 > MOST_SECONDS) or turns > last + _LAST_TURNS:
-            last = min(turns, last)
-            raise _Endless(f"it does not end, after {loop.now - 1000.0:.0f} s and {turns} turns of the loop")
-        run_once(loop)
-
-    with patch.object(VirtualLoop, "_run_once", counted):
-        yield
-
-
-def live(seed: int, life: Callable[..., Life]) -> Result:
-    """One life that ends."""
-    with bounded():
-        return simulate(seed, life=life)
+def live(seed: int, mutant: Mutant, *, sound: bool = False) -> Result:
+    """Its life, in which the library is broken as the mutant is, or sound."""
+    again = f'python -m tests.simulation.mutants "{mutant.name}" --seed {seed}{" --sound" * sound}'
+    with contextlib.nullcontext() if sound else mutant.patched():
+        return simulate(seed, life=mutant.life, bound=BOUND, again=again)
 
 
 def hunt(mutant: Mutant, *, first_seed: int | None = None, most_seeds: int = MOST_SEEDS) -> Kill:
@@ -82,8 +57,7 @@ def hunt(mutant: Mutant, *, first_seed: int | None = None, most_seeds: int = MOS
     first_seed = mutant.first_seed if first_seed is None else first_seed
     for seed in range(first_seed, first_seed + most_seeds):
         seeds.append(seed)
-        with mutant.patched():
-            result = live(seed, mutant.life)
+        result = live(seed, mutant)
         if result.problems:
             return Kill(mutant, seeds, result.problems[0], time.perf_counter() - began)
     return Kill(mutant, seeds, None, time.perf_counter() - began)
