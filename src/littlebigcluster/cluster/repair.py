@@ -23,7 +23,7 @@ from littlebigcluster.cluster.service import LEADS_PATH
 from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
 from littlebigcluster.cluster.verify import Check, Finding, read_beacon
 from littlebigcluster.epochs import Beacon, Identity, Leader, epoch_of, names, read_identity, retained
-from littlebigcluster.epochs.pins import pinned
+from littlebigcluster.epochs.pins import REPAIR, pinned
 from littlebigcluster.errors import CorruptLog, LbcError, NotLeader, NotRetained, PeerUnavailable, RequestTimeout
 from littlebigcluster.roles import OnBytes, restore
 from littlebigcluster.settings import NodeSettings, seconds
@@ -76,7 +76,7 @@ async def repair(
         async with AsyncExitStack() as stack:
             if act:  # retention leaves alone what is looked at, and built upon
                 marker = names.parse_marker(await store.get(names.LAST_RETAINED)) or 0
-                await stack.enter_async_context(pinned(store, marker, purpose="a repair", clock=clock))
+                await stack.enter_async_context(pinned(store, marker, purpose=REPAIR, clock=clock))
             state = await _look(store, identity, settings, clock=clock, on_bytes=on_bytes)
             found = state.found
             if not act or (found.action == "nothing" and done is None):

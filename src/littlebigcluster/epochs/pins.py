@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 DAMAGED_SECONDS = 86400.0
 """A pin that cannot be read holds everything for so long."""
 
+REPAIR = "a repair"
+"""The purpose of the pin that a repair holds from its beginning to its end: nodes tell by it that one is under way."""
+
 _RENEWALS = 4
 """In the time a pin holds: it may be renewed late, or the store be away for a while."""
 _WINDOW = 16
@@ -43,7 +46,7 @@ class Pin:
     ttl_seconds: float
     """After the object was written."""
     purpose: str
-    """For people."""
+    """For people; but for `REPAIR`."""
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()

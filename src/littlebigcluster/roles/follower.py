@@ -29,6 +29,7 @@ from littlebigcluster.epochs import (
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles import decisions
+from littlebigcluster.roles.afresh import Afresh
 from littlebigcluster.roles.decisions import Claim, Findings, Timing
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.store import Store
@@ -64,6 +65,7 @@ class Follower:
         """`rank` tells how many standbys go before this one; None when this node does not know them."""
         self._store, self._local, self._timing, self._clock = store, local, timing, clock
         self._me, self._can_lead, self._on_epoch, self._rank = me, can_lead, on_epoch, rank
+        self._afresh = Afresh(store, local, look_interval=timing.poll_interval, clock=clock)
         self._view = self._begin()
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
@@ -262,7 +264,7 @@ class Follower:
 
     async def _restore_afresh(self, reason: str) -> None:
         logger.warning("restoring from the store: %s", reason)
-        await self._local.replace()
+        await self._afresh.restore()
         self._offered.clear()
         self._look_at = self._clock.monotonic()  # something may have been handed over meanwhile
         self._view = self._begin()

@@ -81,6 +81,7 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
         return restored
     except BaseException:
         replica.close()
+        await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)
         raise
 
 
