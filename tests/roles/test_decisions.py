@@ -128,6 +128,36 @@ def test_silence_is_not_counted_while_nobody_listens() -> None:
     assert isinstance(decide(view, 520.0), Claim)
 
 
+@pytest.mark.parametrize("leader_timeout", [1.0, 3.0, 20.0])
+def test_who_was_fed_and_looked_rarely_looks_on_when_the_leader_does_not_reach_the_store(leader_timeout: float) -> None:
+    """However late it notices: that the count begins anew is no reason to look rarely again."""
+    timing = replace(TIMING, leader_timeout=leader_timeout, poll_interval=leader_timeout / 10)
+    view = decisions.heard_leader(decisions.begin(1, OTHER, 0.0), 1, 0.0, 0.0)
+    now, rarely, looks = 0.0, timing.longest_gap * 1.1, 0
+    action: Wait | Claim = Wait(rarely, relaxed=True)
+    while isinstance(action, Wait) and (looks := looks + 1) < 100:
+        now += rarely if action.relaxed else action.seconds
+        view = decisions.saw_nothing(decisions.heard_leader(view, 1, now, now), now, timing)
+        action = decisions.decide(view, now, timing, me=ME, can_lead=True, patience=0.0, fed=True)
+    assert isinstance(action, Claim)
+    assert now == pytest.approx(rarely + leader_timeout)
+
+
+def test_a_node_that_is_fed_looks_when_the_leader_gets_suspect_in_time_to_count_all_of_its_silence() -> None:
+    for timing in (replace(TIMING, leader_timeout=timeout) for timeout in (1.0, 3.0, 20.0)):
+        view = decisions.heard_leader(decisions.begin(1, OTHER, 0.0), 1, 0.0, 5.0)
+        assert decisions.suspect_at(view, timing) - view.looked_at < timing.longest_gap
+
+
+def test_a_beacon_is_no_news_of_a_leader_that_tells_itself_when_it_reached_the_store() -> None:
+    view = decisions.saw_beacon(decisions.begin(1, OTHER, 0.0), Beacon("lol", term=1, epoch=5, count=3), 0.0)
+    view = decisions.heard_leader(view, 1, 7.0, 8.0)
+    assert not decisions.wants_beacon(view, 8.5, TIMING, fed=True)
+    view = decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=4), 10.0)  # not fed any more; is it old?
+    assert view.sign_of_life_at == 1.0
+    assert decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=5), 11.0).sign_of_life_at == 11.0
+
+
 def test_looks_that_are_slow_but_regular_still_find_a_silent_leader() -> None:
     view = listen(decisions.begin(1, OTHER, 0.0), until=30.0, step=9.0)
     assert isinstance(decide(view, 30.0), Claim)

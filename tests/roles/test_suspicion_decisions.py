@@ -192,7 +192,7 @@ def test_a_leader_without_the_store_is_not_lost_but_falls_silent() -> None:
 def test_who_has_just_lost_the_leader_looks_often_for_a_while() -> None:
     """So it sees soon what the leader has written last, and who comes next."""
     view = decisions.saw_nothing(heard(), 10.1, TIMING)
-    assert decide(view, 10.1, fed=True) == Wait(TIMING.fed_poll_interval)
+    assert decide(view, 10.1, fed=True) == Wait(TIMING.fed_poll_interval, relaxed=True)
     assert decide(view, 10.1) == Wait(TIMING.watchful_pause)
     assert decide(view, 11.0, fed=True) == Wait(TIMING.watchful_pause)  # frozen: the connection still stands
     assert decide(decisions.saw_nothing(view, 15.0, TIMING), 15.0) == Wait(TIMING.poll_interval)

@@ -15,6 +15,7 @@ to show itself. A wrong decision here costs a needless failover, never data: the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 from littlebigcluster.epochs import Beacon, Leader, Metadata
@@ -33,13 +34,15 @@ _SHORTEST_DEAFNESS_SECONDS = 1.0
 class View:
     """What one node knows of the leadership.
 
-    Invariant: sign_of_life_at <= looked_at.
+    Invariant: sign_of_life_at <= silent_since <= looked_at.
     """
 
     term: int
     leader: Leader | None
     sign_of_life_at: float
     """When this node last learned something new from the leader, or began to listen."""
+    silent_since: float
+    """From when on silence counts: since the last sign of life, as far as this node has looked all the time."""
     looked_at: float
     """When this node last looked at the store and got an answer."""
     beacon_count: int | None = None
@@ -62,6 +65,8 @@ class Wait:
     """Look again, at the latest after so many seconds."""
 
     seconds: float
+    relaxed: bool = False
+    """But at once when the leader, which tells whether it reaches the store, gets suspect meanwhile (`suspect_at`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ class Timing:
 
 def begin(metadata_term: int, leader: Leader | None, now: float) -> View:
     """A node that has just joined: it begins to listen now."""
-    return View(metadata_term, leader, sign_of_life_at=now, looked_at=now)
+    return View(metadata_term, leader, sign_of_life_at=now, silent_since=now, looked_at=now)
 
 
 def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
@@ -136,6 +141,7 @@ def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
         term=metadata.term,
         leader=metadata.leader,
         sign_of_life_at=now,
+        silent_since=now,
         looked_at=now,
         beacon_count=view.beacon_count if same_term else None,
         contact_at=view.contact_at if same_term else None,
@@ -145,9 +151,10 @@ def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
 
 
 def saw_nothing(view: View, now: float, timing: Timing) -> View:
-    """The store answered: no further epoch."""
+    """The store answered: no further epoch. After too long without a look, silence counts from now on; that is no sign
+    of life, so that whoever has looked rarely goes on looking often."""
     if now - view.looked_at > timing.longest_gap:
-        return replace(view, sign_of_life_at=now, looked_at=now, at_head=True, claim_at=None)
+        return replace(view, silent_since=now, looked_at=now, at_head=True, claim_at=None)
     return replace(view, looked_at=now, at_head=True)
 
 
@@ -161,21 +168,30 @@ def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
         return replace(view, beacon_count=beacon.count if beacon is not None and of_this_term else -1)
     if beacon is None or beacon.term != view.term or beacon.count <= view.beacon_count:
         return view
-    alive_at = max(view.sign_of_life_at, now)
-    return replace(view, beacon_count=beacon.count, sign_of_life_at=alive_at, looked_at=now, claim_at=None)
+    return replace(_alive(view, now), beacon_count=beacon.count, claim_at=None)
 
 
 def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
     """The leader of `term` answered this node directly, and has reached the store `store_age` seconds ago.
 
     A leader that only its followers can reach is of no use: what counts is when it last reached the store. It is as
-    good as a look at the store of that time. But it is not lost.
+    good as a look at the store of that time. But it is not lost. Whatever beacon is there now is no news after that.
     """
     if term != view.term:
         return view
-    at = now - max(0.0, store_age)
-    alive_at, looked_at = max(view.sign_of_life_at, at), max(view.looked_at, at)
-    return replace(view, sign_of_life_at=alive_at, looked_at=looked_at, contact_at=now, claim_at=None)
+    told = isfinite(store_age)
+    view = _alive(view, now - max(0.0, store_age)) if told else view
+    return replace(view, contact_at=now, claim_at=None, beacon_count=None if told else view.beacon_count)
+
+
+def _alive(view: View, at: float) -> View:
+    """The leader has shown life in the store at that time."""
+    return replace(
+        view,
+        sign_of_life_at=max(view.sign_of_life_at, at),
+        silent_since=max(view.silent_since, at),
+        looked_at=max(view.looked_at, at),
+    )
 
 
 def listened(view: View, now: float, timing: Timing) -> View:
@@ -190,7 +206,7 @@ def missed_since(view: View) -> float:
     """Since when there is no sign of a leader that was heard before; infinity when there is none to miss."""
     if view.contact_at is None or view.leader is None:
         return float("inf")
-    return max(view.contact_at, view.sign_of_life_at, view.awake_since)
+    return max(view.contact_at, view.silent_since, view.awake_since)
 
 
 def is_missed(view: View, now: float, timing: Timing) -> bool:
@@ -241,9 +257,9 @@ def patience(view: View, rank: int | None, chance: float, timing: Timing) -> flo
     return 0.0 if view.leader is None else chance * timing.poll_interval
 
 
-def is_suspect(view: View, now: float, timing: Timing) -> bool:
-    """Whether the leader has shown no life for longer than an idle one would."""
-    return now - view.sign_of_life_at >= timing.suspicious_silence
+def suspect_at(view: View, timing: Timing) -> float:
+    """From when on the leader has shown no life for longer than an idle one would."""
+    return view.sign_of_life_at + timing.suspicious_silence
 
 
 def decide(
@@ -256,15 +272,15 @@ def decide(
     """
     if not view.at_head:
         return Wait(0.0)
-    relaxed = fed and view.leader is not None and not is_suspect(view, now, timing)
+    relaxed = fed and view.leader is not None and now < suspect_at(view, timing)
     pause = timing.fed_poll_interval if relaxed else timing.poll_interval
     if view.leader is None:  # somebody else claims within a moment, and all wait for him
-        pause = min(pause, max(SHORTEST_PAUSE_SECONDS, (now - view.sign_of_life_at) / 2))
+        pause = min(pause, max(SHORTEST_PAUSE_SECONDS, (now - view.silent_since) / 2))
     elif _just_lost(view, now, timing, fed=fed):
-        pause = timing.watchful_pause
+        pause, relaxed = timing.watchful_pause, False
     if not can_lead:
-        return Wait(pause)
-    silence = now - view.sign_of_life_at
+        return Wait(pause, relaxed)
+    silence = now - view.silent_since
     if view.leader is None:
         return Claim("nobody leads") if silence >= patience else Wait(min(pause, patience - silence))
     if view.leader.uuid == me.uuid:
@@ -276,7 +292,7 @@ def decide(
     limit = timing.leader_timeout + patience
     if silence >= limit:
         return Claim(f"no sign of life of {view.leader.uuid} for {silence:.1f} s")
-    return Wait(min(pause, limit - silence))
+    return Wait(min(pause, limit - silence), relaxed)
 
 
 def _just_lost(view: View, now: float, timing: Timing, *, fed: bool) -> bool:
@@ -286,8 +302,8 @@ def _just_lost(view: View, now: float, timing: Timing, *, fed: bool) -> bool:
     return now - view.contact_at < 3 * timing.suspect_timeout
 
 
-def wants_beacon(view: View, now: float, timing: Timing) -> bool:
+def wants_beacon(view: View, now: float, timing: Timing, *, fed: bool = False) -> bool:
     """Whether to read the beacon: only when it is quiet for longer than an idle leader's interval, or the leader is
-    not heard any more."""
+    not heard any more. One that feeds this node tells when it last reached the store, which a beacon does not."""
     idle = view.leader is not None and now - view.sign_of_life_at >= timing.leader_timeout / 3
-    return idle or is_missed(view, now, timing)
+    return (idle and not fed) or is_missed(view, now, timing)

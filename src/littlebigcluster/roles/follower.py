@@ -69,6 +69,8 @@ class Follower:
         self._view = self._begin()
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
+        self._relaxed = False
+        """The next look is planned for a leader that reaches the store."""
         self._fed = False
         self._abstains_until = clock.monotonic()
         self._chosen = False
@@ -101,11 +103,7 @@ class Follower:
 
     def heard_leader(self, term: int, store_age: float) -> None:
         """The leader of `term` has answered this node, and has reached the store so many seconds ago."""
-        now = self._clock.monotonic()
-        self._view = decisions.heard_leader(self._view, term, store_age, now)
-        poll_at = now + self._timing.poll_interval
-        if self._fed and self._look_at > poll_at and decisions.is_suspect(self._view, now, self._timing):
-            self.nudge()
+        self._view = decisions.heard_leader(self._view, term, store_age, self._clock.monotonic())
 
     def listen(self) -> float:
         """Said again and again, so that silence counts; returns when at the latest to say it next, in seconds."""
@@ -151,7 +149,7 @@ class Follower:
                 pause = await self._step()
             except (StoreUnavailable, OSError, sqlite3.Error) as error:
                 self._trouble(error)
-                self._look_at = self._clock.monotonic() + self._timing.poll_interval
+                self._look_at, self._relaxed = self._clock.monotonic() + self._timing.poll_interval, False
                 pause = self._timing.poll_interval
             else:
                 self._relief()
@@ -166,8 +164,8 @@ class Follower:
         try:
             if await self._apply_offered():
                 return 0.0
-            if self._clock.monotonic() < self._look_at:
-                return self._look_at - self._clock.monotonic()
+            if (left := self._due_at() - self._clock.monotonic()) > 0:
+                return left
             if await self._look():
                 return 0.0
         except CorruptLog as error:
@@ -186,8 +184,12 @@ class Follower:
         )
         if isinstance(action, Claim):
             return action
-        self._look_at = now + action.seconds
-        return action.seconds
+        self._look_at, self._relaxed = now + action.seconds, action.relaxed
+        return max(0.0, self._due_at() - now)
+
+    def _due_at(self) -> float:
+        """When to look next."""
+        return min(self._look_at, decisions.suspect_at(self._view, self._timing)) if self._relaxed else self._look_at
 
     async def _apply_offered(self) -> bool:
         """Apply the next epoch if it was handed in."""
@@ -227,7 +229,7 @@ class Follower:
         self._in_a_row = 0
         now = self._clock.monotonic()
         self._view = decisions.saw_nothing(self._view, now, self._timing)
-        if self._can_lead and decisions.wants_beacon(self._view, now, self._timing):
+        if self._can_lead and decisions.wants_beacon(self._view, now, self._timing, fed=self._fed):
             beacon = Beacon.decode(await self._store.get(names.BEACON))
             self._view = decisions.saw_beacon(self._view, beacon, self._clock.monotonic())
         return False
