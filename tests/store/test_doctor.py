@@ -10,8 +10,9 @@ import pytest
 from obstore.store import MemoryStore
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.store import Created, CreateOutcome, Exists, Faulty, ObjectInfo, Store, Wrapper, open_store
+from littlebigcluster.store import CreateOutcome, Faulty, ObjectInfo, Store, Wrapper, open_store
 from littlebigcluster.store.doctor import Examination, examine, examine_store
+from tests.store.broken import Ignoring, Overwriting, Racy
 
 
 @pytest.fixture(autouse=True)
@@ -23,35 +24,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def memory(clock: Clock) -> Store:
     return open_store("memory://", clock=clock)
-
-
-class Ignoring(Wrapper):
-    """Ignores the condition."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        await self.inner.put(key, body)
-        return Created()
-
-
-class Racy(Wrapper):
-    """Looks, and then writes."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        if await self.inner.get(key) is not None:
-            return Exists()
-        await asyncio.sleep(0.001)
-        await self.inner.put(key, body)
-        return Created()
-
-
-class Overwriting(Wrapper):
-    """Answers rightly, and writes all the same."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        outcome = await self.inner.create(key, body)
-        if outcome == Exists():
-            await self.inner.put(key, body)
-        return outcome
 
 
 class RememberingAbsence(Wrapper):

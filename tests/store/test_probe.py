@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.errors import StoreUnavailable, UnsafeStore
 from littlebigcluster.store import (
-    Created,
     CreateOutcome,
     Exists,
     Fault,
@@ -20,35 +17,7 @@ from littlebigcluster.store import (
     probe_exists,
     probe_race,
 )
-
-
-class Ignoring(Wrapper):
-    """Ignores the condition."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        await self.inner.put(key, body)
-        return Created()
-
-
-class Racy(Wrapper):
-    """Looks, and then writes: right for one writer, wrong for two."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        if await self.inner.get(key) is not None:
-            return Exists()
-        await asyncio.sleep(0.001)
-        await self.inner.put(key, body)
-        return Created()
-
-
-class Overwriting(Wrapper):
-    """Answers rightly, and writes all the same."""
-
-    async def create(self, key: str, body: bytes) -> CreateOutcome:
-        outcome = await self.inner.create(key, body)
-        if outcome == Exists():
-            await self.inner.put(key, body)
-        return outcome
+from tests.store.broken import Ignoring, Overwriting, Racy
 
 
 class NeverCreating(Wrapper):

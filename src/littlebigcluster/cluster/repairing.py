@@ -15,7 +15,7 @@ from pathlib import Path
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.certificates import create_authority
 from littlebigcluster.cluster.verify import Check, Finding, runs
-from littlebigcluster.database import Replica, parse, way_back
+from littlebigcluster.database import way_back
 from littlebigcluster.database.replica import write_database
 from littlebigcluster.epochs import (
     Appended,
@@ -25,7 +25,6 @@ from littlebigcluster.epochs import (
     Metadata,
     Position,
     Repair,
-    codec,
     names,
     read_metadata,
     retained,
@@ -33,7 +32,7 @@ from littlebigcluster.epochs import (
 )
 from littlebigcluster.errors import CorruptLog, Fenced, NotRetained, OutcomeUnknown, StoreUnavailable
 from littlebigcluster.net import Authority
-from littlebigcluster.roles import Restored, restore_at
+from littlebigcluster.roles import Restored, encode_epoch, restore_at
 from littlebigcluster.store import ObjectInfo, Store, retried
 from littlebigcluster.version import __version__
 
@@ -242,8 +241,18 @@ def _make(restored: Restored, at: Position, identity: Identity, directory: Path,
         salt=clock.token(8),
         cookie_step=COOKIE_STEP,
     )
-    metadata, body = _encode(replica, raw, restored.metadata, at, version, identity, clock)
-    replica.apply(parse(raw, page_size=replica.page_size), expected_checksum=int(metadata.state_checksum, 16))
+    wal, metadata, body = encode_epoch(
+        raw,
+        replica,
+        at,
+        identity,
+        term=term,
+        leader=None,
+        transactions=0,
+        min_sqlite_version=version,
+        clock=clock,
+    )
+    replica.apply(wal, expected_checksum=int(metadata.state_checksum, 16))
     with replica.pages() as image:
         of_snapshot = replace(
             metadata,
@@ -254,35 +263,6 @@ def _make(restored: Restored, at: Position, identity: Identity, directory: Path,
         )
         packed = snapshots.pack(image.chunks(), of_snapshot, directory / "packed")
     return _GoingOn(at, body, metadata, packed)
-
-
-def _encode(
-    replica: Replica, raw: bytes, former: Metadata, at: Position, version: str, identity: Identity, clock: Clock
-) -> tuple[Metadata, bytes]:
-    wal = parse(raw, page_size=replica.page_size)
-    compressor = codec.Compressor(identity.settings.compression)
-    stored = b"".join(compressor.feed([raw]))
-    metadata = replace(
-        former,
-        kind="wal",
-        epoch=at.epoch + 1,
-        term=at.term + 1,
-        leader=None,
-        created_at=clock.now(),
-        nonce=clock.token().hex(),
-        transactions=0,
-        pages=wal.frames,
-        page_size=wal.page_size,
-        database_pages=wal.database_pages,
-        raw_size_bytes=compressor.raw_size_bytes,
-        raw_sha256=compressor.raw_sha256,
-        stored_xxh3=compressor.stored_xxh3,
-        previous_sha256=at.sha256,
-        state_checksum=f"{replica.checksum_after(wal):016x}",
-        min_sqlite_version=version,
-        compression=identity.settings.compression,
-    )
-    return metadata, codec.encode_header(metadata) + stored
 
 
 async def _append(store: Store, identity: Identity, made: _GoingOn, *, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from littlebigcluster.roles.catch_up import OnBytes, Restored, SinceSnapshot, apply_entry, read_epoch, take_next
 from littlebigcluster.roles.decisions import Findings, Timing
+from littlebigcluster.roles.encoding import encode_epoch
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
@@ -30,6 +31,7 @@ __all__ = [
     "Timing",
     "apply_entry",
     "carried_through",
+    "encode_epoch",
     "held",
     "load_snapshot",
     "position_of_snapshot",

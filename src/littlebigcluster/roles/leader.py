@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from littlebigcluster.clock import Clock
-from littlebigcluster.database import Batch, Primary, Wal, Writer, parse, way_back
-from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, codec, names
+from littlebigcluster.database import Batch, Primary, Wal, Writer, way_back
+from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, names
 from littlebigcluster.errors import (
     Aborted,
     EpochTooLarge,
@@ -27,6 +27,7 @@ from littlebigcluster.errors import (
     plain_errors,
 )
 from littlebigcluster.roles.compactor import Compactor
+from littlebigcluster.roles.encoding import encode_epoch
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.retention import Retention
@@ -368,29 +369,15 @@ class Leadership:
 
     def _encode(self, batch: Batch, leader: Leader | None) -> tuple[Wal, Metadata, bytes]:
         """The epoch as an object of the log. On the replica's thread, for its checksum."""
-        local, compression = self._local, self._identity.settings.compression
         assert batch.raw is not None
-        wal = parse(batch.raw, page_size=local.replica.page_size)
-        compressor = codec.Compressor(compression)
-        stored = b"".join(compressor.feed([batch.raw]))
-        metadata = Metadata(
-            kind="wal",
-            cluster_id=self._identity.cluster_id,
-            epoch=local.log.position.epoch + 1,
+        return encode_epoch(
+            batch.raw,
+            self._local.replica,
+            self._local.log.position,
+            self._identity,
             term=self.term,
             leader=leader,
-            created_at=self._clock.now(),
-            nonce=self._clock.token().hex(),
             transactions=batch.transactions,
-            pages=wal.frames,
-            page_size=wal.page_size,
-            database_pages=wal.database_pages,
-            raw_size_bytes=compressor.raw_size_bytes,
-            raw_sha256=compressor.raw_sha256,
-            stored_xxh3=compressor.stored_xxh3,
-            previous_sha256=local.log.position.sha256,
-            state_checksum=f"{local.replica.checksum_after(wal):016x}",
             min_sqlite_version=batch.min_sqlite_version,
-            compression=compression,
+            clock=self._clock,
         )
-        return wal, metadata, codec.encode_header(metadata) + stored
