@@ -27,6 +27,7 @@ class Life:
         self.calm = False
         self._beside: dict[asyncio.Task[None], None] = {}
         self._users: dict[asyncio.Task[None], None] = {}
+        self._leaving: dict[asyncio.Task[None], Member] = {}
         self.seconds = self.chance.choice([20.0, 40.0, 80.0])
         self.rate = self.chance.choice([0.3, 1.0, 3.0])
         """Faults in a second."""
@@ -105,6 +106,9 @@ class Life:
             if member.machine.frozen:
                 self.s.loop.go_on(member.machine)
         self.s.heal()
+        if self._leaving:  # who is on the way out, reads no more, and is not to be judged
+            await asyncio.wait(self._leaving, timeout=PATIENCE_SECONDS)
+            self.ledger.problems += [f"{member.name} does not get to leave" for member in self._leaving.values()]
         calm_since = self.s.loop.now
         while sum(member.node.can_lead for member in self.s.alive) < 2:
             await self.join(can_lead=True)
@@ -258,7 +262,9 @@ class Life:
             with contextlib.suppress(LbcError, OSError):
                 await member.leave()
 
-        member.spawn(leaving())
+        task = member.spawn(leaving())
+        self._leaving[task] = member
+        task.add_done_callback(self._leaving.pop)
 
     async def stand_still(self, member: Member) -> None:
         seconds, suspended = self.long(), self.chance.random() < 0.3

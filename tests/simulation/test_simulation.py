@@ -39,6 +39,11 @@ def test_a_disk_that_is_full_at_a_claim_does_not_end_the_node() -> None:
     assert result.problems == [], str(result)
 
 
+def test_a_member_that_is_about_to_leave_in_the_end_is_not_judged() -> None:
+    result = simulate(744969801)
+    assert result.problems == [], str(result)
+
+
 def test_promises_are_kept_in_fresh_histories(record_property: Callable[[str, object], None]) -> None:
     # In a process of its own, where the garbage of other tests is not collected, which may have something to say.
     options = ["--first", str(secrets.randbits(31)), "--seconds", str(SECONDS)]
