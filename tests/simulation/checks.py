@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 from littlebigcluster import LbcError
-from littlebigcluster.epochs import codec, names
+from littlebigcluster.epochs import Metadata, Position, codec, names
+from littlebigcluster.roles import LocalCopy
 from littlebigcluster.testing import Member, Simulation
+from littlebigcluster.testing.loop import MACHINE
 from tests.scenarios.checker import INSERT, REFUSALS, SELECT, Fate, History, Recorder, State, problems
 
 CATCH_UP_SECONDS = 60.0
 KEPT_SECONDS = 300.0
+
+
+@contextlib.contextmanager
+def chained(problems: list[str]) -> Iterator[None]:
+    """Whether each copy goes from an epoch to one that follows this very epoch, as their objects say."""
+    advance = LocalCopy._advance
+
+    def judged(self: LocalCopy, done: Any, metadata: Metadata, position: Position, size_bytes: int) -> None:
+        former = self.log.position
+        advance(self, done, metadata, position, size_bytes)
+        if self.log.position is position and metadata.previous_sha256 != former.sha256:
+            machine = MACHINE.get()
+            problems.append(
+                f"{machine and machine.name} was at epoch {former.epoch}, and has taken epoch {position.epoch},"
+                f" which follows another epoch {former.epoch}"
+            )
+
+    with patch.object(LocalCopy, "_advance", judged):
+        yield
 
 
 class Ledger:
@@ -77,6 +100,15 @@ class Ledger:
                     f"a strong read on {member.name} at epoch {state.epoch}, after one that had returned epoch {floor}"
                 )
             self._strong_epoch = max(self._strong_epoch, state.epoch)
+
+    def rewind(self, epoch: int) -> None:
+        """An operator has put the store back to this epoch: what came later is as if it had never been."""
+        history = self.history
+        for write in [write for write, at in history.epochs.items() if at > epoch]:
+            del history.epochs[write], history.fates[write]
+        history.reads = [read for read in history.reads if read.state.epoch <= epoch]
+        self._acknowledged_by = {at: node for at, node in self._acknowledged_by.items() if at <= epoch}
+        self._strong_epoch = min(self._strong_epoch, epoch)
 
     # -- in the end --------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from littlebigcluster.testing import Simulation, run
 from littlebigcluster.testing.loop import VirtualLoop
-from tests.simulation.checks import Ledger
+from tests.simulation.checks import Ledger, chained
 from tests.simulation.life import Life
 
 VERDICT_CHARACTERS = 300
@@ -98,8 +98,9 @@ def simulate(
     async def main(simulation: Simulation) -> None:
         lived = life(simulation, Ledger(simulation), long=long)
         try:
-            await lived.live()
-            await lived.judge()
+            with chained(lived.ledger.problems):
+                await lived.live()
+                await lived.judge()
         except Exception as error:
             simulation.note(f"!    {error!r}")
             lived.ledger.problems.append(f"{type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ from littlebigcluster.epochs.pins import Pins
 from littlebigcluster.roles import retention as role
 from tests.simulation.mutants.lives import Kept
 from tests.simulation.mutants.mutant import Mutant
+from tests.simulation.mutants.stores import Leapt
 
 
 def no_fence_validity() -> AbstractContextManager[Any]:
@@ -44,10 +45,22 @@ def pins_are_ignored() -> AbstractContextManager[Any]:
     return patch.object(role, "read_pins", broken)
 
 
+def marker_does_not_stand() -> AbstractContextManager[Any]:
+    """What is below `.last_retained` goes as soon as it is raised."""
+    make_pass = role.Retention.make_pass
+
+    async def broken(self: Any) -> None:
+        self._standing_since = float("-inf")
+        await make_pass(self)
+
+    return patch.object(role.Retention, "make_pass", broken)
+
+
 MUTANTS = [
     Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 1, Kept),
     Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 25, Kept),
     Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, 2, Kept),
     Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, 2, Kept),
     Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 2, Kept),
+    Mutant("marker does not stand", "nothing goes while a fence may hold", marker_does_not_stand, life=Leapt),
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from littlebigcluster.epochs import Metadata, Position, log
+from littlebigcluster.roles import catch_up, follower, merger
 from littlebigcluster.store import Mine, Resolution, Theirs, Unresolved, once
 from tests.simulation.mutants.mutant import Mutant
+from tests.simulation.mutants.stores import Rewound
 
 # Only what concerns epochs is broken. The probe at `init` would refuse a store where this happens to all keys.
 _EPOCH = ".wal"
@@ -49,9 +53,22 @@ def unknown_is_failure() -> AbstractContextManager[Any]:
     return _attempting(lambda: Theirs(b""))
 
 
+def chain_is_not_checked() -> AbstractContextManager[Any]:
+    check = log.check_link
+
+    def broken(metadata: Metadata, at: Position, *, name: str) -> None:
+        check(replace(metadata, previous_sha256=at.sha256), at, name=name)
+
+    stack = ExitStack()
+    for module in (log, follower, catch_up, merger):
+        stack.enter_context(patch.object(module, "check_link", broken))
+    return stack
+
+
 MUTANTS = [
     Mutant("no read-back", "exists is always read back: it may be our own", no_read_back, 9),
     Mutant("exists is ours", "exists is always read back: it may be another's", exists_is_ours),
     Mutant("unknown is success", "a create whose outcome is unknown is never taken for done", unknown_is_success),
     Mutant("unknown is failure", "a create whose outcome is unknown is never taken for failed", unknown_is_failure),
+    Mutant("chain not checked", "a copy never goes over to another history", chain_is_not_checked, life=Rewound),
 ]
