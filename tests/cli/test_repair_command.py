@@ -116,3 +116,23 @@ async def test_with_a_leader_it_is_the_leader_that_helps(store: str) -> None:
         assert done.splitlines()[-1] == expected
         async with lbc.Cluster(store).join(address="127.0.0.1:0") as follower:
             assert await follower.read("SELECT count(*) FROM job") == [(2,)]
+
+
+def test_a_lost_identity_is_written_as_the_log_tells_it(store: str) -> None:
+    path = Path(store, ".lbc/cluster.json")
+    former = json.loads(path.read_bytes())
+    path.unlink()
+    assert "run `lbc -p " in error_line("-p", store, "status")
+    said = output("-p", store, "repair").splitlines()
+    assert said[0] == ".lbc/cluster.json: expected the identity of this cluster, found none"
+    assert said[1] == f"Nobody can join: {said[0]}"
+    assert said[2].startswith(
+        f'cluster.json would be written as the log tells it: cluster "{former["cluster_id"]}" of '
+    )
+    assert said[2].endswith(", page size 4096, compression zstd, foreign keys off. Nodes that run do not notice.")
+    assert not path.exists()
+    found = json.loads(output("-p", store, "repair", "--foreign-keys", "on", "--json"))
+    assert found["identity"]["settings"] == {"page_size": 4096, "compression": "zstd", "foreign_keys": True}
+    assert repair(store, "--yes").splitlines()[-1].endswith("Nodes that run do not notice. Nodes can join.")
+    written = json.loads(path.read_bytes())
+    assert {name for name in former if former[name] != written[name]} <= {"created_at"}

@@ -159,7 +159,7 @@ async def test_a_place_that_is_taken_is_refused_and_nothing_is_changed(applicati
         assert {info.key: await cluster.store.get(info.key) for info in await cluster.store.list("")} == before
     await taken.store.delete([names.CLUSTER])
     for attempt in (source.clone(taken), taken.import_file(application)):
-        with pytest.raises(AlreadyInitialized, match="of a former cluster; delete it"):
+        with pytest.raises(AlreadyInitialized, match="of a former cluster; delete all of"):
             await attempt
     assert await taken.store.get(names.CLUSTER) is None
     free = Cluster(memory())

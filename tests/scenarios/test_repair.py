@@ -352,13 +352,6 @@ async def test_a_create_whose_fate_stays_unknown_is_told(g: Group, monkeypatch: 
     assert (await repaired(g)).epoch == head + 1
 
 
-async def test_an_identity_that_is_damaged_is_named(g: Group) -> None:
-    await lived(g, 2)
-    await harm(g.store, names.CLUSTER, "cut")
-    with pytest.raises(CorruptLog, match=r"cluster\.json"):
-        await repaired(g)
-
-
 @pytest.mark.parametrize("marker", [names.LAST_SNAPSHOT, names.LAST_RETAINED, names.BEACON])
 @pytest.mark.parametrize("body", [b"", b"rubbish", b"99999999999999999999"])
 async def test_damaged_markers_are_in_nobodys_way(g: Group, marker: str, body: bytes) -> None:

@@ -73,10 +73,12 @@ async def rollback(cluster: Cluster, point: Point, settings: NodeSettings, *, ac
     print(f"Epoch {done.epoch} is as epoch {done.value} was. To undo it: lbc rollback --to {done.epoch - 1} --yes")
 
 
-async def repair(cluster: Cluster, settings: NodeSettings, *, act: bool, as_json: bool) -> None:
+async def repair(
+    cluster: Cluster, settings: NodeSettings, *, act: bool, foreign_keys: bool | None, as_json: bool
+) -> None:
     """Say what is damaged and what helps; with `act`, do it."""
     with progress_bar() as on_bytes:
-        found = await cluster.repair(act=act, settings=settings, on_bytes=on_bytes)
+        found = await cluster.repair(act=act, settings=settings, foreign_keys=foreign_keys, on_bytes=on_bytes)
     if as_json:
         print(text.json_line(asdict(found)))
         return
@@ -94,6 +96,8 @@ async def repair(cluster: Cluster, settings: NodeSettings, *, act: bool, as_json
         print("Nothing was done. With --yes it is.")
     elif found.action == "go back":
         print(f"Epoch {found.epoch} is as epoch {found.newest} was. The log goes on from there; nodes can join.")
+    elif found.action == "identity":
+        text.show(text.printable(f"cluster.json is written: {_identity(found)} Nodes can join."))
     elif found.action == "snapshot":
         print(f"The leader has made a snapshot of epoch {found.epoch}, the newest one. Nodes can join.")
     else:
@@ -111,7 +115,20 @@ def _what_helps(found: Repaired) -> str:
         case "snapshot":
             address = found.leader.address if found.leader else ""
             return f"The leader, {address}, has the newest state. It would make a snapshot, from which nodes join."
+        case "identity":
+            question = f" But {found.question}." if found.question else ""
+            return f"cluster.json would be written as the log tells it: {_identity(found)}{question}"
         case "authority":
             return "A new certificate authority would take the place of the damaged one."
         case _:
             return "Nodes can join. Damaged snapshots would be set aside, and a record made of what is damaged."
+
+
+def _identity(found: Repaired) -> str:
+    assert found.identity is not None
+    identity, settings = found.identity, found.identity.settings
+    foreign_keys = "not known" if found.question else "on" if settings.foreign_keys else "off"
+    return (
+        f'cluster "{identity.cluster_id}" of {text.moment(identity.created_at)}, page size {settings.page_size},'
+        f" compression {settings.compression}, foreign keys {foreign_keys}. Nodes that run do not notice."
+    )

@@ -192,6 +192,7 @@ class Cluster:
         *,
         act: bool = False,
         settings: NodeSettings | None = None,
+        foreign_keys: bool | None = None,
         on_bytes: Callable[[int, int], None] = lambda done, total: None,
     ) -> Repaired:
         """Look what is damaged, and whether nodes can still join; with `act`, see to it that they can.
@@ -199,15 +200,21 @@ class Cluster:
         A leader that is alive makes a snapshot, and nothing is lost but the way to some former states. If nobody leads,
         which takes twice the `leader_timeout` of `settings` to see, the log goes on with the newest state that can be
         restored, as a new epoch. Damaged epochs stay where they are, damaged snapshots are moved to `.lbc/aside/`, and
-        a record in `.lbc/repairs/` tells of it. May be repeated. Raises NotRetained when nothing can be restored,
-        Fenced when another one was faster, PeerUnavailable for a leader that lives and cannot be asked,
-        OutcomeUnknown, LbcError when the leader refuses, OSError, and what `status` raises.
+        a record in `.lbc/repairs/` tells of it. May be repeated.
+
+        A `cluster.json` that is missing, damaged or of another cluster is written as the log tells it. Only whether
+        foreign keys are enforced may have to be said, by `foreign_keys`; it does not count while the object is sound.
+
+        Raises NotRetained when nothing can be restored, Fenced when another one was faster, PeerUnavailable for a
+        leader that lives and cannot be asked, OutcomeUnknown, LbcError when the leader refuses or `foreign_keys` must
+        be said, OSError, and what `status` raises.
         """
         return await repair(
             self._store,
             act=act,
             settings=settings or NodeSettings(),
             expected_id=self._id,
+            foreign_keys=foreign_keys,
             clock=self._clock,
             on_bytes=on_bytes,
         )

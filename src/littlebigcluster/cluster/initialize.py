@@ -52,6 +52,7 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
     """
     identity = Identity(check_id(cluster_id or str(clock.uuid7())), clock.now(), settings)
     if await store.get(names.CLUSTER) is None:
+        await _check_nothing_is_left(store)
         await probe_race(store, clock=clock)
         await _created(store, names.CLUSTER, identity.encode(), clock=clock)
     # Whoever has created the identity, it counts, and the first epoch follows from it. Who was slower does not leave
@@ -125,10 +126,18 @@ async def _check_vacant(store: Store) -> None:
             if await store.list(names.LOG_PREFIX)
             else AlreadyInitialized(str(unfinished(store, identity)))
         )
+    await _check_nothing_is_left(store)
+
+
+async def _check_nothing_is_left(store: Store) -> None:
+    """Raises AlreadyInitialized for what is left of a cluster that has no identity any more."""
     for info in await store.list(names.DIRECTORY):
         if names.parse(info.key) or names.parse_merged(info.key) or names.parse_authority(info.key):
+            if await store.get(names.CLUSTER) is not None:  # it is being initialized at this moment
+                return
             raise AlreadyInitialized(
-                f"{store.url} holds {info.key} of a former cluster; delete it, or use another prefix"
+                f"{store.url} holds {info.key} of a former cluster; delete all of {names.DIRECTORY}, or use another"
+                f" prefix; or if only {names.CLUSTER} was lost, let `lbc -p {store.url} repair` write it anew"
             )
 
 

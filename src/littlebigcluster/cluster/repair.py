@@ -18,22 +18,27 @@ from typing import Literal
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import repairing
+from littlebigcluster.cluster.identifying import Identified, has_foreign_keys, identify, write_identity
 from littlebigcluster.cluster.outside import ask
 from littlebigcluster.cluster.service import LEADS_PATH
 from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
 from littlebigcluster.cluster.verify import Check, Finding, read_beacon
-from littlebigcluster.epochs import Beacon, Identity, Leader, epoch_of, names, read_identity, retained
+from littlebigcluster.epochs import Beacon, Identity, Leader, epoch_of, names, retained
 from littlebigcluster.epochs.pins import REPAIR, pinned
 from littlebigcluster.errors import CorruptLog, LbcError, NotLeader, NotRetained, PeerUnavailable, RequestTimeout
 from littlebigcluster.roles import OnBytes, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
 
-Action = Literal["nothing", "record", "snapshot", "go back", "authority"]
+Action = Literal["nothing", "record", "snapshot", "go back", "authority", "identity"]
 """What helps. "record": the log leads on past all damage, which is written down. "snapshot": the leader makes one. "go
 back": the log goes on with the newest state that can be restored. "authority": a damaged certificate authority makes
-way for a new one; what else there is comes after it."""
+way for a new one; what else there is comes after it. "identity": `cluster.json` is written anew, before all else."""
 
+_QUESTION = (
+    f"whether foreign keys are enforced stood in {names.CLUSTER} alone, and tables may have some: say it, with"
+    " `foreign_keys` or `lbc repair --foreign-keys`"
+)
 _LOOK_SECONDS = 0.5
 _ROUNDS = 6
 _SNAPSHOT_SECONDS = 3600.0
@@ -58,6 +63,10 @@ class Repaired:
     """From which to which epoch none can be restored, as far as no earlier repair has told of it."""
     epoch: int | None = None
     """Where the log goes on, when something was done."""
+    identity: Identity | None = None
+    """What `cluster.json` must be, where it is not."""
+    question: str = ""
+    """What must be said first, since nothing else tells it."""
 
 
 async def repair(
@@ -66,18 +75,19 @@ async def repair(
     act: bool,
     settings: NodeSettings,
     expected_id: str | None,
+    foreign_keys: bool | None,
     clock: Clock,
     on_bytes: OnBytes = lambda done, total: None,
 ) -> Repaired:
     """See `Cluster.repair`."""
-    identity, _ = await read_identity(store, expected_id=expected_id)
     done: Repaired | None = None
     for _ in range(_ROUNDS):
+        who = await identify(store, expected_id)
         async with AsyncExitStack() as stack:
             if act:  # retention leaves alone what is looked at, and built upon
                 marker = names.parse_marker(await store.get(names.LAST_RETAINED)) or 0
                 await stack.enter_async_context(pinned(store, marker, purpose=REPAIR, clock=clock))
-            state = await _look(store, identity, settings, clock=clock, on_bytes=on_bytes)
+            state = await _look(store, who, foreign_keys, settings, clock=clock, on_bytes=on_bytes)
             found = state.found
             if not act or (found.action == "nothing" and done is None):
                 return found
@@ -106,7 +116,16 @@ class _State:
         return self.check.newest.leader if self.check.newest else None
 
 
-async def _look(store: Store, identity: Identity, settings: NodeSettings, *, clock: Clock, on_bytes: OnBytes) -> _State:
+async def _look(
+    store: Store,
+    who: Identified,
+    foreign_keys: bool | None,
+    settings: NodeSettings,
+    *,
+    clock: Clock,
+    on_bytes: OnBytes,
+) -> _State:
+    identity = who.as_said(foreign_keys) if who.finding else who.identity
     authorities = await repairing.damaged_authorities(store)
     beacon = await read_beacon(store, identity)
     log = await retained(store)
@@ -120,7 +139,7 @@ async def _look(store: Store, identity: Identity, settings: NodeSettings, *, clo
         too_new = check.too_new or check.merged.too_new
         if too_new is not None:
             raise too_new
-        obstacle = await _obstacle(store, identity, Path(directory), clock=clock)
+        obstacle, related = await _obstacle(store, identity, Path(directory), clock=clock)
     findings = [each for each in check.findings() if names.parse(each.object) or names.parse_merged(each.object)]
     if obstacle is not None and all(names.parse_merged(each.object) for each in findings):  # what no hash shows
         check.bad_epochs[(names.parse(obstacle.object) or ("", log.head))[1]] = f"expected {obstacle.expected}"
@@ -135,14 +154,20 @@ async def _look(store: Store, identity: Identity, settings: NodeSettings, *, clo
             f"no snapshot of {store.url} is sound, so there is nothing to go on from; nothing was done. Put objects"
             f" back from a versioned bucket, or from another copy of it ({obstacle})"
         )
+    lost_identity = [who.finding] if who.finding else []
+    undecided = who.finding is not None and related and foreign_keys is None and who.foreign_keys is None
     found = Repaired(
-        findings=[*authorities, *findings],
-        obstacle=str(obstacle or ""),
+        findings=[*lost_identity, *authorities, *findings],
+        obstacle=str(obstacle or "") or "".join(f"{each.object}: {each.problem}" for each in lost_identity),
         head=log.head,
         newest=newest,
         leader=leader,
-        action=_action(obstacle is not None, bool(findings), bool(authorities), leader, newest, log.head),
+        action="identity"
+        if who.finding
+        else _action(obstacle is not None, bool(findings), bool(authorities), leader, newest, log.head),
         lost=repairing.gaps(check.first, log.head, reached, check.given_up()),
+        identity=identity if who.finding else None,
+        question=_QUESTION if undecided else "",
     )
     return _State(store, identity, check, beacon, found)
 
@@ -171,14 +196,18 @@ def _counter(on_bytes: OnBytes, total: int) -> Callable[[int], None]:
     return count
 
 
-async def _obstacle(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> CorruptLog | None:
-    """Why nobody can join: tried, as a node does it."""
+async def _obstacle(
+    store: Store, identity: Identity, directory: Path, *, clock: Clock
+) -> tuple[CorruptLog | None, bool]:
+    """Why nobody can join: tried, as a node does it; and whether tables may have foreign keys."""
     try:
         restored = await restore(store, identity, directory, clock=clock, afresh=True)
     except CorruptLog as error:
-        return error
-    await asyncio.to_thread(restored.replica.close)
-    return None
+        return error, True
+    try:
+        return None, await asyncio.to_thread(has_foreign_keys, restored.replica)
+    finally:
+        await asyncio.to_thread(restored.replica.close)
 
 
 async def _leader(store: Store, check: Check, settings: NodeSettings, *, clock: Clock) -> Leader | None:
@@ -196,6 +225,12 @@ async def _leader(store: Store, check: Check, settings: NodeSettings, *, clock: 
 async def _act(state: _State, settings: NodeSettings, *, clock: Clock) -> Repaired | None:
     """One step; None when there was none to make, because something has changed meanwhile."""
     store, found, damaged = state.store, state.found, state.check.damaged_beside_epochs()
+    if found.action == "identity":
+        assert found.identity is not None
+        if found.question:
+            raise LbcError(f"nothing was done: {found.question}")
+        await write_identity(store, found.identity, clock=clock)
+        return _with_epoch(found, found.head)
     if found.action == "authority":
         await repairing.replace_authorities(store, state.identity, clock=clock)
         return _with_epoch(found, found.head)

@@ -41,7 +41,7 @@ from littlebigcluster.store import ObjectInfo, Store
 _WINDOW = 16
 _KNOWN = re.compile(
     r"cluster\.json|\.last_snapshot|\.last_retained|\.beacon|ca/[0-9]{20}\.json|pins/[^/]+\.json"
-    r"|repairs/[0-9]{20}\.json|aside/[0-9]{20}(-[0-9]{20})?\.(wal|db)|aside/ca/[0-9]{20}\.json"
+    r"|repairs/[0-9]{20}\.json|aside/[0-9]{20}(-[0-9]{20})?\.(wal|db)|aside/ca/[0-9]{20}\.json|aside/cluster\.json"
 )
 
 

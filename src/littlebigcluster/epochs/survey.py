@@ -45,11 +45,20 @@ async def read_identity(store: Store, *, expected_id: str | None = None) -> tupl
     """
     body = await store.get(names.CLUSTER)
     if body is None:
+        if await _is_former(store):
+            what = f"the identity of a cluster, found none, but the rest of it; run `lbc -p {store.url} repair`"
+            raise CorruptLog(names.CLUSTER, what)
         raise NotInitialized(f"no cluster at {store.url}: initialize one first, with `lbc -p {store.url} init`")
     identity = Identity.decode(body, name=names.CLUSTER)
     if expected_id is not None and identity.cluster_id != expected_id:
         raise WrongCluster(f'{store.url} holds cluster "{identity.cluster_id}", not "{expected_id}"')
     return identity, body
+
+
+async def _is_former(store: Store) -> bool:
+    """Whether there is a cluster, or what is left of one, without an identity, which is what a cluster begins with."""
+    left = await store.list(names.AUTHORITIES) or await store.list(names.LOG_PREFIX)
+    return bool(left) and await store.get(names.CLUSTER) is None  # still: somebody may initialize it at this moment
 
 
 def unfinished(store: Store, identity: Identity) -> NotInitialized:

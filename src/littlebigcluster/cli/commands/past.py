@@ -49,17 +49,24 @@ def verify(place: Place, deep: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--yes", is_flag=True, help="Do it; else it only says what it would do.")
+@click.option(
+    "--foreign-keys",
+    type=click.Choice(["on", "off"]),
+    help="Whether they are enforced; asked for where cluster.json is lost, and nothing else tells it.",
+)
 @json_option
 @tls_options
 @click.pass_obj
-def repair(place: Place, /, yes: bool, as_json: bool, **tls: Any) -> None:
+def repair(place: Place, /, yes: bool, foreign_keys: str | None, as_json: bool, **tls: Any) -> None:
     """See to it that nodes can join again when objects of the log are damaged or missing.
 
     A leader that is alive makes a snapshot, and no state is lost. If nobody leads, the log goes on with the newest
     state that can be restored; to be sure of that takes 40 seconds. Nothing of the log is deleted. A record in
-    .lbc/repairs/ tells of it. A cluster that is sound is left as it is.
+    .lbc/repairs/ tells of it. A lost cluster.json is written anew, as the log tells it. A cluster that is sound is left
+    as it is.
     """
-    run(past.repair(place.cluster(), NodeSettings(**tls), act=yes, as_json=as_json))
+    enforced = None if foreign_keys is None else foreign_keys == "on"
+    run(past.repair(place.cluster(), NodeSettings(**tls), act=yes, foreign_keys=enforced, as_json=as_json))
 
 
 @cli.command()
