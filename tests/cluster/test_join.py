@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -73,6 +74,13 @@ async def test_two_nodes_of_one_process_cannot_share_a_directory(cluster: Cluste
         assert await node.read("SELECT 1") == [(1,)]
     async with cluster.join(settings=settings, address="127.0.0.1:0"):
         pass
+
+
+async def test_a_disk_that_fails_is_not_taken_for_another_node(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.init("lol")
+    (tmp_path / "lock.db-journal").mkdir()
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        await join_and_leave(cluster, tmp_path)
 
 
 async def test_a_temporary_directory_goes_with_the_node(cluster: Cluster) -> None:

@@ -92,7 +92,8 @@ class Cluster:
         `leader_app` only the leader (below /leader when there is an `app` too); elsewhere it answers 503 and who leads.
 
         Entering raises NotInitialized, WrongCluster, UnsafeStore, StoreUnavailable, CorruptLog, FormatTooNew,
-        DirectoryInUse, OSError when the address is taken, ValueError for an own certificate that cannot be used.
+        DirectoryInUse, OSError when the address is taken, sqlite3.Error or OSError when the disk fails or is full,
+        ValueError for an own certificate that cannot be used.
         """
         if settings is not None and not isinstance(settings, NodeSettings):
             raise TypeError(f"the settings of a node are NodeSettings, not {settings!r}")

@@ -27,8 +27,10 @@ class NodeDirectory:
         self._lock = sqlite3.connect(self.path / "lock.db", timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            self._lock.close()
+        except sqlite3.OperationalError as error:
+            self.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:  # its disk is full, say
+                raise
             raise DirectoryInUse(
                 f"another node works in {self.path}; give each node a directory of its own, or none"
             ) from None
