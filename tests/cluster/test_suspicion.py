@@ -15,7 +15,9 @@ import pytest
 from littlebigcluster import Node, NodeSettings
 from littlebigcluster.cluster.membership import Member
 from littlebigcluster.epochs import Beacon, names
+from littlebigcluster.errors import RequestTimeout
 from littlebigcluster.net import Client, Response
+from littlebigcluster.roles import Question
 from tests.cluster.group import all_fed, group, member_client
 from tests.scenarios.stage import WAIT
 
@@ -69,6 +71,41 @@ async def test_a_dead_leader_is_replaced_though_the_time_out_is_an_hour() -> Non
         assert time.monotonic() - began < LONG_SECONDS
         await c.execute("INSERT INTO job VALUES ('through c')", timeout=LONG_SECONDS)
         assert b.term == 2
+
+
+async def test_a_member_that_is_too_slow_for_the_first_round_is_heard_in_the_next_one() -> None:
+    async with group() as g:
+        a = await g.leader(settings=PATIENT)
+        b, c = await g.node(can_lead=True, settings=PATIENT), await g.node(settings=PATIENT)
+        await together(a, b, c)
+        waits: list[float] = []
+
+        class Slow:
+            def __init__(self, client: Client) -> None:
+                self._client, self.close = client, client.close
+
+            async def request(self, *of: Any, timeout: float, **how: Any) -> Response:
+                waits.append(timeout)
+                if timeout < 1.0:  # whatever the machine's speed
+                    raise RequestTimeout("no answer in time")
+                return await self._client.request(*of, timeout=WAIT, **how)
+
+        with cut_off(a, b), cut_off(a, c):
+            reach = b._suspicion._connect
+            b._suspicion._connect = lambda to: Slow(reach(to)) if to == c.address else reach(to)  # type: ignore[assignment,return-value]
+            await b.wait_until_leader(timeout=WAIT)
+        assert waits[0] < 1.0 <= waits[-1]
+
+
+async def test_members_that_are_gone_do_not_speak_for_the_leader() -> None:
+    """Their machine answers, so this node is not what is cut off."""
+    async with group() as g:
+        a = await g.leader(settings=PATIENT)
+        b, c = await g.node(can_lead=True, settings=PATIENT), await g.node(settings=PATIENT)
+        await together(a, b, c)
+        await g.crash(c)
+        with cut_off(a, b):
+            await b.wait_until_leader(timeout=WAIT)
 
 
 async def test_without_suspicion_only_silence_counts() -> None:
@@ -262,5 +299,5 @@ async def test_an_answer_that_cannot_be_read_is_none() -> None:
         b._suspicion._connect = lambda _: Deep()  # type: ignore[assignment,return-value]
         leader = b.leader.value
         assert leader is not None
-        findings = await b._suspicion._ask_around(leader, 1)
+        findings = await b._suspicion._ask_around(Question(leader, 1, 0.5))
         assert findings.leader == "silent"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from tests.roles.test_decisions import ME, OTHER, TIMING, metadata
 
 from littlebigcluster.epochs import Beacon, Leader
 from littlebigcluster.roles import decisions
-from littlebigcluster.roles.decisions import RANK_SECONDS, Claim, Findings, Timing, View, Wait
+from littlebigcluster.roles.decisions import RANK_SECONDS, Claim, Findings, Question, Timing, View, Wait
 
 NEVER = float("inf")
 
@@ -98,6 +98,109 @@ def test_a_leader_that_somebody_may_reach_stays(findings: Findings) -> None:
 def test_a_leader_that_answers_is_heard_again() -> None:
     view = decisions.heard_from_members(listening(heard(), until=11.5), found("leads"), 11.5, TIMING)
     assert decisions.suspected_at(view, TIMING) == 13.0
+
+
+def rounds(view: View, findings: Findings, count: int) -> tuple[list[float], list[float]]:
+    """The next rounds come to this, each as soon as it is due: when each ends, and how long it waits for answers."""
+    now, ends, patience = view.listened_at, [], []
+    for _ in range(count):
+        due = decisions.suspected_at(view, TIMING)
+        view = listening(view, until=due)
+        asking = decisions.question(view, due, TIMING)
+        assert asking is not None
+        now = due + asking.patience
+        view = decisions.heard_from_members(listening(view, until=now), findings, now, TIMING)
+        ends.append(now)
+        patience.append(asking.patience)
+    return ends, patience
+
+
+def test_there_is_no_question_before_it_is_due() -> None:
+    view = listening(heard(), until=11.5)
+    assert decisions.question(view, 11.4, TIMING) is None
+    assert decisions.question(view, 11.5, TIMING) == Question(OTHER, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    "findings", [found("silent", silent=2), found(reach=1)], ids=["nobody answers", "one hears it"]
+)
+def test_a_suspicion_that_stays_is_asked_about_again_soon_and_then_more_rarely(findings: Findings) -> None:
+    ends, patience = rounds(heard(), findings, 5)
+    assert ends[0] == 12.0
+    assert ends[1] == 12.0 + 0.25 + 1.0, "who needs a second to answer is heard in the second round"
+    pauses = [end - before - wait for end, before, wait in zip(ends[1:], ends, patience[1:], strict=False)]
+    assert pauses == pytest.approx([0.25, 0.5, 1.0, 2.0])
+    assert patience == [0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_a_leader_that_answers_but_does_not_feed_is_asked_more_and_more_rarely() -> None:
+    """Each time costs it, and the others, a connection."""
+    ends, patience = rounds(heard(), found("leads"), 8)
+    pauses = [end - before - wait for end, before, wait in zip(ends[1:], ends, patience[1:], strict=False)]
+    assert pauses == pytest.approx([1.5, 1.5, 1.5, 2.0, 4.0, 4.0, 4.0])
+
+
+def test_a_leader_that_is_heard_again_is_asked_for_at_once_the_next_time() -> None:
+    view = heard()
+    for now in (11.5, 12.5, 14.0, 17.0):
+        view = decisions.heard_from_members(listening(view, until=now), found(reach=1), now, TIMING)
+    assert decisions.suspected_at(view, TIMING) == 19.0
+    view = decisions.heard_leader(view, 1, 0.0, 17.5)
+    assert decisions.suspected_at(view, TIMING) == 19.0
+    assert decisions.question(listening(view, until=19.0), 19.0, TIMING) == Question(OTHER, 1, 0.5)
+
+
+@dataclass
+class Alone:
+    """A standby to which nobody answers from 10 s on, and which looks at the store; until it claims."""
+
+    beacons: tuple[float, ...] = ()
+    blind: tuple[float, float] = (NEVER, NEVER)
+    """The store does not answer between these moments."""
+    frozen: tuple[float, float] = (NEVER, NEVER)
+
+    def claims_at(self) -> float:
+        view, looks_at, count = heard(), 10.5, 0
+        view = decisions.saw_beacon(view, None, 10.0)
+        for tick in range(10 * 20, 60 * 20):
+            now = tick / 20
+            if self.frozen[0] < now < self.frozen[1]:
+                continue
+            view = decisions.listened(view, now, TIMING)
+            if decisions.question(view, now, TIMING) is not None:
+                view = decisions.heard_from_members(view, found("silent", silent=2), now, TIMING)
+                looks_at = now if view.claim_at is not None else looks_at
+            if now < looks_at:
+                continue
+            looks_at = now + TIMING.poll_interval
+            if self.blind[0] < now < self.blind[1]:
+                continue
+            view = decisions.saw_nothing(view, now, TIMING)
+            if decisions.wants_beacon(view, now, TIMING) and count < sum(at <= now for at in self.beacons):
+                count += 1
+                view = decisions.saw_beacon(view, Beacon("lol", term=1, epoch=5, count=count), now)
+            if isinstance(decide(view, now), Claim):
+                return now
+        return NEVER
+
+
+def test_a_node_to_which_nobody_answers_waits_for_a_sign_of_life_in_the_store_first() -> None:
+    """Half of the time that silence alone would take: who is cut off itself sees the beacons of an idle leader."""
+    assert 11.5 + TIMING.lonely_silence <= Alone().claims_at() <= 11.5 + TIMING.lonely_silence + 4.0
+    idle = tuple(11.0 + 6.7 * number for number in range(8))
+    assert Alone(beacons=idle).claims_at() == NEVER
+    assert Alone(beacons=(15.0,)).claims_at() >= 15.0 + TIMING.lonely_silence
+
+
+def test_a_node_to_which_nobody_answers_begins_anew_after_the_store_did_not_answer_either() -> None:
+    """The leader could show no life meanwhile."""
+    assert Alone(blind=(14.0, 19.0)).claims_at() >= 19.0 + TIMING.lonely_silence
+    late = Alone(blind=(17.0, 23.5), beacons=(11.0, 17.0, 24.0, 30.7, 37.4, 44.1, 50.8, 57.5))
+    assert late.claims_at() == NEVER
+
+
+def test_a_node_to_which_nobody_answers_begins_anew_after_it_stood_still() -> None:
+    assert Alone(frozen=(15.0, 17.0)).claims_at() >= 17.0 + TIMING.lonely_silence
 
 
 def test_who_comes_later_in_rank_waits_for_the_others() -> None:

@@ -14,10 +14,10 @@ from uuid import UUID
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.membership import Member, Members, succession
 from littlebigcluster.cluster.service import LEADS_PATH, REACHES_PATH
-from littlebigcluster.epochs import Leader, Metadata
+from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import PeerUnavailable, RequestTimeout
 from littlebigcluster.net import Client
-from littlebigcluster.roles import Findings
+from littlebigcluster.roles import Findings, Question
 from littlebigcluster.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,21 @@ logger = logging.getLogger(__name__)
 ASKED_STANDBYS, ASKED_MEMBERS = 3, 8
 """So many are asked: the first standbys in rank, who may claim before this one, and with them any others."""
 
-_ANSWER_SECONDS = 0.5
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 4.0
-"""Between two rounds, growing, while others reach the leader and this node does not."""
+_SOMEBODY_ELSE = 421
+"""Another node is at the address."""
 
-_GONE = (421, 503)
-"""Of the leader itself: another node is at its address; it does not lead."""
+_GONE = (_SOMEBODY_ELSE, 503)
+"""Of the leader itself, which may be there and not lead."""
+
+_NO_ANSWER = (PeerUnavailable, RequestTimeout, ValueError, RecursionError)
+"""Or one that cannot be read."""
 
 
 class Suspicious(Protocol):
     """Who has doubts: a follower that can lead."""
 
     def listen(self) -> float: ...
-    def suspects(self) -> Metadata | None: ...
+    def suspects(self) -> Question | None: ...
     def heard_from_members(self, findings: Findings) -> None: ...
 
 
@@ -59,39 +61,42 @@ class Suspicion:
 
     async def run(self) -> None:
         """Until cancelled."""
-        pause, ask_at = _FIRST_PAUSE_SECONDS, float("-inf")
-        while True:
-            await asyncio.sleep(self._follower.listen())
-            newest = self._follower.suspects()
-            if newest is None or newest.leader is None or newest.leader.uuid == self._me:
-                pause, ask_at = _FIRST_PAUSE_SECONDS, float("-inf")
-            elif self._clock.monotonic() >= ask_at:
-                findings = await self._ask_around(newest.leader, newest.term)
-                logger.info(
-                    "the leader %s, term %d, is not heard; asked, it %s; of the members %d hear it, %d do not,"
-                    " %d do not answer",
-                    newest.leader.uuid, newest.term, _SAYS[findings.leader], findings.reach, findings.miss,
-                    findings.silent,
-                )  # fmt: skip
-                self._follower.heard_from_members(findings)
-                ask_at = self._clock.monotonic() + pause
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        async with asyncio.TaskGroup() as group:
+            asking: asyncio.Task[None] | None = None
+            while True:
+                await asyncio.sleep(self._follower.listen())
+                question = self._follower.suspects()
+                idle = asking is None or asking.done()
+                if question is not None and question.leader.uuid != self._me and idle:
+                    asking = group.create_task(self._ask_and_tell(question))
 
-    async def _ask_around(self, leader: Leader, term: int) -> Findings:
+    async def _ask_and_tell(self, question: Question) -> None:
+        findings = await self._ask_around(question)
+        logger.info(
+            "the leader %s, term %d, is not heard; asked, it %s; of the members %d hear it, %d do not, %d do not"
+            " answer in %g s",
+            question.leader.uuid, question.term, _SAYS[findings.leader], findings.reach, findings.miss,
+            findings.silent, question.patience,
+        )  # fmt: skip
+        self._follower.heard_from_members(findings)
+
+    async def _ask_around(self, question: Question) -> Findings:
         """Ask the leader itself and some others, all at once."""
+        leader, patience = question.leader, question.patience
         before = _before(self._members.value, self._me, leader)
         asked = self._whom(before, leader)
         state, answers = await asyncio.gather(
-            self._ask_leader(leader), asyncio.gather(*(self._ask(each, leader) for each in asked))
+            self._ask_leader(leader, patience),
+            asyncio.gather(*(self._ask(each, leader, patience) for each in asked)),
         )
-        silent = {member.id for member, answer in zip(asked, answers, strict=True) if answer is None}
+        absent = {each.id for each, answer in zip(asked, answers, strict=True) if answer in ("gone", "silent")}
         return Findings(
-            term=term,
+            term=question.term,
             leader=state,
-            reach=answers.count(True),
-            miss=answers.count(False),
-            silent=len(silent),
-            rank=sum(member.id not in silent for member in before),
+            reach=answers.count("reaches"),
+            miss=answers.count("misses") + answers.count("gone"),
+            silent=answers.count("silent"),
+            rank=sum(member.id not in absent for member in before),
         )
 
     def _whom(self, before: Sequence[Member], leader: Leader) -> list[Member]:
@@ -100,28 +105,29 @@ class Suspicion:
         others.sort(key=lambda _: self._clock.random())
         return first + others[: ASKED_MEMBERS - len(first)]
 
-    async def _ask_leader(self, leader: Leader) -> Literal["leads", "gone", "silent"]:
+    async def _ask_leader(self, leader: Leader, patience: float) -> Literal["leads", "gone", "silent"]:
         try:
-            status, _ = await self._get(leader.address, leader.uuid, LEADS_PATH)
-        except PeerUnavailable as error:
-            return "gone" if error.refused else "silent"
-        except (RequestTimeout, ValueError, RecursionError):
-            return "silent"
+            status, _ = await self._get(leader.address, leader.uuid, LEADS_PATH, patience)
+        except _NO_ANSWER as error:
+            return "gone" if _is_refused(error) else "silent"
         return "leads" if status == 200 else "gone" if status in _GONE else "silent"
 
-    async def _ask(self, member: Member, leader: Leader) -> bool | None:
-        """Whether the member reaches the leader; None when it does not say."""
+    async def _ask(
+        self, member: Member, leader: Leader, patience: float
+    ) -> Literal["reaches", "misses", "gone", "silent"]:
+        path = f"{REACHES_PATH}?leader={leader.uuid}"
         try:
-            status, body = await self._get(member.address, member.id, f"{REACHES_PATH}?leader={leader.uuid}")
-            answer = body["reaches"] if status == 200 else None
-        except (PeerUnavailable, RequestTimeout, ValueError, RecursionError, KeyError, TypeError):
-            return None
-        return answer if isinstance(answer, bool) else None
+            status, body = await self._get(member.address, member.id, path, patience)
+            if status == 200 and isinstance(body["reaches"], bool):
+                return "reaches" if body["reaches"] else "misses"
+        except (*_NO_ANSWER, KeyError, TypeError) as error:
+            return "gone" if _is_refused(error) else "silent"
+        return "gone" if status == _SOMEBODY_ELSE else "silent"
 
-    async def _get(self, address: str, id: UUID, path: str) -> tuple[int, Any]:
+    async def _get(self, address: str, id: UUID, path: str, patience: float) -> tuple[int, Any]:
         client = self._connect(address)
         try:
-            response = await client.request("GET", path, headers={"x-lbc-to": str(id)}, timeout=_ANSWER_SECONDS)
+            response = await client.request("GET", path, headers={"x-lbc-to": str(id)}, timeout=patience)
             return response.status, response.json()
         finally:
             await client.close()
@@ -135,3 +141,8 @@ def _before(members: Members, me: UUID, leader: Leader) -> list[Member]:
     standbys = succession(members, leader.uuid, leader.az)
     places = [member.id for member in standbys]
     return standbys[: places.index(me)] if me in places else []
+
+
+def _is_refused(error: Exception) -> bool:
+    """The machine answers that nobody listens there."""
+    return isinstance(error, PeerUnavailable) and error.refused

@@ -1,7 +1,7 @@
 """Who may write: the pure decision core, and the loops around it."""
 
 from littlebigcluster.roles.catch_up import OnBytes, Restored, SinceSnapshot, apply_entry, read_epoch, take_next
-from littlebigcluster.roles.decisions import Findings, Timing
+from littlebigcluster.roles.decisions import Findings, Question, Timing
 from littlebigcluster.roles.encoding import encode_epoch
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
@@ -24,6 +24,7 @@ __all__ = [
     "LocalCopy",
     "Made",
     "OnBytes",
+    "Question",
     "Restored",
     "SharedProof",
     "SinceSnapshot",

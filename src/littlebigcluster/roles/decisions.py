@@ -29,6 +29,12 @@ RANK_SECONDS = 0.5
 _LOWEST_RANK = 6
 _SHORTEST_DEAFNESS_SECONDS = 1.0
 
+_FIRST_PATIENCE_SECONDS, _LONGEST_PATIENCE_SECONDS = 0.5, 2.0
+"""For the answers of one round: who was too busy to answer gets more time in the next one."""
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 4.0
+"""Between two rounds, growing too, until the leader is heard."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -58,6 +64,13 @@ class View:
     """Since when it has listened without standing still."""
     claim_at: float | None = None
     """From when on, for `suspect_timeout`, this node may claim because nobody reaches the leader."""
+    rounds: int = 0
+    """So often the others have been asked since the leader was last heard. A mere answer to the question is no word."""
+    ask_at: float = float("-inf")
+    """They are not asked again before."""
+    alone_since: float | None = None
+    """Since when nobody who is asked answers at all, while this node looks at the store without a gap, and sees no
+    sign of life there either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """Does anybody reach this leader? To be asked now."""
+
+    leader: Leader
+    term: int
+    patience: float
+    """Seconds to wait for the answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What came of asking around for the leader of `term`."""
 
@@ -86,11 +109,11 @@ class Findings:
     reach: int
     """Members that have heard it lately."""
     miss: int
-    """Members that have not."""
+    """Members that have not, or are gone themselves: nobody listens at their address."""
     silent: int
     """Members without an answer."""
     rank: int
-    """Standbys that go before this node, of those that answered or were not asked."""
+    """Standbys that go before this node, but for those that were asked and are silent or gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +147,18 @@ class Timing:
         return max(_SHORTEST_DEAFNESS_SECONDS, self.suspect_timeout / 2)
 
     @property
+    def lonely_silence(self) -> float:
+        """So long the store has to be without a sign of life for a node to which nobody answers: an idle leader shows
+        one every third of `leader_timeout`."""
+        return self.leader_timeout / 2
+
+    @property
+    def lonely_gap(self) -> float:
+        """Between two looks of such a node. What keeps it from looking may keep the leader from showing life: shorter
+        than this, it cannot make `lonely_silence` out of that third."""
+        return self.leader_timeout / 6
+
+    @property
     def longest_gap(self) -> float:
         """Two looks further apart than this do not belong to one watch."""
         return max(self.leader_timeout / 2, 3 * self.poll_interval)
@@ -136,25 +171,29 @@ def begin(metadata_term: int, leader: Leader | None, now: float) -> View:
 
 def saw_epoch(view: View, metadata: Metadata, now: float) -> View:
     """A new epoch: the leader it names was alive to write it."""
-    same_term = metadata.term == view.term
-    return View(
+    if metadata.term != view.term:
+        view = replace(view, beacon_count=None, contact_at=None, rounds=0, ask_at=float("-inf"))
+    return replace(
+        view,
         term=metadata.term,
         leader=metadata.leader,
         sign_of_life_at=now,
         silent_since=now,
         looked_at=now,
-        beacon_count=view.beacon_count if same_term else None,
-        contact_at=view.contact_at if same_term else None,
-        listened_at=view.listened_at,
-        awake_since=view.awake_since,
+        at_head=False,
+        claim_at=None,
+        alone_since=None,
     )
 
 
 def saw_nothing(view: View, now: float, timing: Timing) -> View:
     """The store answered: no further epoch. After too long without a look, silence counts from now on; that is no sign
     of life, so that whoever has looked rarely goes on looking often."""
-    if now - view.looked_at > timing.longest_gap:
-        return replace(view, silent_since=now, looked_at=now, at_head=True, claim_at=None)
+    gap = now - view.looked_at
+    if gap > timing.longest_gap:
+        view = replace(view, silent_since=now, claim_at=None, alone_since=None)
+    elif gap > timing.lonely_gap and view.alone_since is not None:
+        view = replace(view, claim_at=None, alone_since=None)
     return replace(view, looked_at=now, at_head=True)
 
 
@@ -168,7 +207,7 @@ def saw_beacon(view: View, beacon: Beacon | None, now: float) -> View:
         return replace(view, beacon_count=beacon.count if beacon is not None and of_this_term else -1)
     if beacon is None or beacon.term != view.term or beacon.count <= view.beacon_count:
         return view
-    return replace(_alive(view, now), beacon_count=beacon.count, claim_at=None)
+    return replace(_alive(view, now), beacon_count=beacon.count, claim_at=None, alone_since=None)
 
 
 def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
@@ -181,7 +220,8 @@ def heard_leader(view: View, term: int, store_age: float, now: float) -> View:
         return view
     told = isfinite(store_age)
     view = _alive(view, now - max(0.0, store_age)) if told else view
-    return replace(view, contact_at=now, claim_at=None, beacon_count=None if told else view.beacon_count)
+    view = replace(view, rounds=0, ask_at=float("-inf"), claim_at=None, alone_since=None)
+    return replace(view, contact_at=now, beacon_count=None if told else view.beacon_count)
 
 
 def _alive(view: View, at: float) -> View:
@@ -198,7 +238,7 @@ def listened(view: View, now: float, timing: Timing) -> View:
     """This node listens, as it does again and again. If it did not for too long, it was frozen: whatever it has not
     heard meanwhile says nothing of the leader."""
     if now - view.listened_at > timing.longest_deafness:
-        return replace(view, listened_at=now, awake_since=now, claim_at=None)
+        return replace(view, listened_at=now, awake_since=now, claim_at=None, alone_since=None)
     return replace(view, listened_at=now)
 
 
@@ -218,24 +258,43 @@ def suspected_at(view: View, timing: Timing) -> float:
     """When to ask the others whether they reach the leader; infinity when there is no reason to."""
     # Who could not claim, perhaps as the store did not answer, has to ask again.
     since = view.claim_at if view.claim_at is not None else missed_since(view)
-    return since + timing.suspect_timeout
+    return max(since + timing.suspect_timeout, view.ask_at)
+
+
+def question(view: View, now: float, timing: Timing) -> Question | None:
+    """What to ask the others now."""
+    if view.leader is None or now < suspected_at(view, timing):
+        return None
+    return Question(view.leader, view.term, _grown(_FIRST_PATIENCE_SECONDS, view.rounds, _LONGEST_PATIENCE_SECONDS))
 
 
 def heard_from_members(view: View, findings: Findings, now: float, timing: Timing) -> View:
     """The others have been asked. When none of them reaches the leader either, this node may claim, in its turn.
 
-    A node to which nobody has answered at all, though there is somebody, is probably cut off itself. Not so when the
-    leader's machine says that nobody listens there.
+    A node to which nobody has answered at all, though there is somebody, is probably cut off itself: it asks again, and
+    claims only when the store has been silent, too, for longer than it is under any leader. Not so when the leader's
+    machine, or a member's, says that nobody listens there.
     """
     view = listened(view, now, timing)
     if view.term != findings.term or now < suspected_at(view, timing):
         return view
+    alone_since = now if view.alone_since is None else view.alone_since
+    pause = _grown(_FIRST_PAUSE_SECONDS, view.rounds, _LONGEST_PAUSE_SECONDS)
+    view = replace(view, rounds=view.rounds + 1, ask_at=now + pause, claim_at=None, alone_since=None)
     if findings.leader == "leads":
-        return replace(view, contact_at=now, claim_at=None)
-    cut_off = findings.leader == "silent" and findings.silent > 0 and findings.miss == 0
-    if findings.reach or cut_off:
-        return replace(view, claim_at=None)
-    return replace(view, claim_at=now + RANK_SECONDS * min(findings.rank, _LOWEST_RANK))
+        return replace(view, contact_at=now)
+    if findings.reach:
+        return view
+    if findings.leader == "silent" and findings.silent > 0 and findings.miss == 0:
+        view = replace(view, alone_since=alone_since)
+        if now - alone_since < timing.lonely_silence:
+            return view
+    claim_at = now + RANK_SECONDS * min(findings.rank, _LOWEST_RANK)
+    return replace(view, claim_at=claim_at, rounds=0, ask_at=now)
+
+
+def _grown(first: float, rounds: int, longest: float) -> float:
+    return min(first * 2.0 ** min(rounds, 10), longest)
 
 
 def reaches(view: View, leader: Leader | None, now: float, timing: Timing) -> bool:

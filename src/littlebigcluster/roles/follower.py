@@ -30,7 +30,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import CorruptLog, FormatTooNew, StoreUnavailable
 from littlebigcluster.roles import decisions
 from littlebigcluster.roles.afresh import Afresh
-from littlebigcluster.roles.decisions import Claim, Findings, Timing
+from littlebigcluster.roles.decisions import Claim, Findings, Question, Timing
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.store import Store
 
@@ -113,12 +113,11 @@ class Follower:
             self._searched_for = self._view.contact_at  # what the leader has written last must be seen in time
             self.nudge()
         left = decisions.suspected_at(self._view, self._timing) - now
-        return max(SHORTEST_LISTEN_SECONDS, min(LISTEN_SECONDS, left))
+        return max(SHORTEST_LISTEN_SECONDS, min(LISTEN_SECONDS, left)) if left > 0 else LISTEN_SECONDS
 
-    def suspects(self) -> Metadata | None:
-        """The newest epoch here, when others should be asked whether they reach the leader that it names."""
-        due = self._clock.monotonic() >= decisions.suspected_at(self._view, self._timing)
-        return self._local.metadata if due and self._local.metadata.term == self._view.term else None
+    def suspects(self) -> Question | None:
+        """What others should be asked now, if anything."""
+        return decisions.question(self._view, self._clock.monotonic(), self._timing)
 
     def heard_from_members(self, findings: Findings) -> None:
         """What came of asking."""

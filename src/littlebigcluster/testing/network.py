@@ -301,7 +301,7 @@ class SimulatedClient(Client):
         except TimeoutError:
             raise PeerUnavailable(f"{where}: cannot connect in {CONNECT_SECONDS:g} s", sent=False) from None
         if server is None or server._stopping:
-            raise PeerUnavailable(f"{where}: connection refused", sent=False)
+            raise PeerUnavailable(f"{where}: connection refused", sent=False, refused=True)
         return Connection(net, self._machine, server, self._context)
 
 

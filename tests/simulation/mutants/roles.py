@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from littlebigcluster.cluster.suspicion import Suspicion
-from littlebigcluster.roles import Findings, decisions
+from littlebigcluster.roles import Findings, Question, decisions
 from littlebigcluster.roles.leader import Leadership
 from tests.simulation.mutants.lives import Haunted, Orderly
 from tests.simulation.mutants.mutant import Mutant
@@ -30,8 +30,8 @@ def rank_is_ignored() -> Iterator[None]:
 
 
 def nobody_is_asked() -> AbstractContextManager[Any]:
-    async def broken(self: Any, leader: Any, term: int) -> Findings:
-        return Findings(term=term, leader="silent", reach=0, miss=1, silent=0, rank=0)
+    async def broken(self: Any, question: Question) -> Findings:
+        return Findings(term=question.term, leader="silent", reach=0, miss=1, silent=0, rank=0)
 
     return patch.object(Suspicion, "_ask_around", broken)
 
