@@ -46,11 +46,13 @@ class Connect(Protocol):
 class _Use:
     """What a connection is used for at the moment. Any thread may set `stop`: it ends running statements."""
 
-    __slots__ = ("ends_at", "stop")
+    __slots__ = ("ends_at", "expired_at", "stop")
 
-    def __init__(self) -> None:
+    def __init__(self, ends_at: float = float("inf")) -> None:
         self.stop: Exception | None = None
-        self.ends_at = float("inf")
+        self.ends_at = ends_at
+        self.expired_at: float | None = None
+        """When it was told to end for its age."""
 
 
 _IDLE = _Use()
@@ -114,8 +116,10 @@ class _Reader:
     def pin(self) -> SnapshotConnection:
         """Hold the newest snapshot from here on, for all statements."""
         self._guard.reason = None
-        self.connection.over = None
-        self._pin = sqlite3.Cursor(self.connection).execute(_PIN)
+        pin = sqlite3.Cursor(self.connection).execute(_PIN)
+        with self._lock:
+            self._pin = pin
+            self.connection.over = self.use.stop  # `expire` may have come before there was a pin
         return self.connection
 
     def release(self) -> None:
@@ -332,23 +336,28 @@ class Readers:
         return fresh
 
     def _borrow(self) -> _Reader:
-        if self._closed.is_set():
-            raise LbcError(_CLOSED)
-        try:
-            reader = self._idle.pop()  # the last one used: its statements are still prepared
-        except IndexError:
-            reader = _Reader(self._connect)
-        reader.use = _Use()
-        reader.use.ends_at = self._clock.monotonic() + self._max_age
-        self._lent[reader] = None
-        return reader
+        with self._hand_over:
+            if self._closed.is_set():
+                raise LbcError(_CLOSED)
+            # The last one used: its statements are still prepared.
+            reader = self._idle.pop() if self._idle else None
+        reader = reader or _Reader(self._connect)
+        reader.use = _Use(self._clock.monotonic() + self._max_age)
+        with self._hand_over:
+            if not self._closed.is_set():
+                self._lent[reader] = None
+                return reader
+        reader.close()
+        raise LbcError(_CLOSED)
 
     def _give_back(self, reader: _Reader) -> None:
         reader.release()
-        if self._closed.is_set() or reader.connection.altered:
+        with self._hand_over:
+            keep = not (self._closed.is_set() or reader.connection.altered)
+            if keep:
+                self._idle.append(reader)
+        if not keep:
             reader.close()
-        else:
-            self._idle.append(reader)
         self._lent.pop(reader, None)
 
     def _reap(self) -> None:
@@ -357,8 +366,12 @@ class Readers:
             now = self._clock.monotonic()
             for reader in [*self._serving, *self._lent]:
                 use = reader.use
-                if use.ends_at + _END_SECONDS < now:
-                    reader.let_go(use)
-                elif use.ends_at < now:
+                if use.ends_at >= now:
+                    continue
+                # Not by its age: this thread may look late, and a snapshot that is let go unannounced is a lie.
+                if use.expired_at is None:
+                    use.expired_at = now
                     age = f"the read held its snapshot for more than {self._max_age:g} s (max_read_age) and was ended"
                     reader.expire(use, SnapshotExpired(age))
+                elif use.expired_at + _END_SECONDS < now:
+                    reader.let_go(use)
