@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -101,6 +102,11 @@ def simulate(
             with chained(lived.ledger.problems):
                 await lived.live()
                 await lived.judge()
+        except asyncio.CancelledError:  # it does not end: what is in the store can be judged all the same
+            simulation.heal()
+            with contextlib.suppress(Exception):
+                await lived.ledger.judge(lived.retention, [])
+            raise
         except Exception as error:
             simulation.note(f"!    {error!r}")
             lived.ledger.problems.append(f"{type(error).__name__}: {error}")

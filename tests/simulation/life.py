@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from littlebigcluster import LbcError, NodeSettings
+from littlebigcluster import CorruptLog, LbcError, NodeSettings
 from littlebigcluster.testing import Member, Simulation, Weather
 from tests.simulation.checks import Ledger
 
@@ -25,6 +25,7 @@ class Life:
         self.chance = random.Random(simulation.seed ^ 0x5EED)
         self.faults: Counter[str] = Counter()
         self.calm = False
+        self._log_is_corrupt = False
         self._beside: dict[asyncio.Task[None], None] = {}
         self._users: dict[asyncio.Task[None], None] = {}
         self._leaving: dict[asyncio.Task[None], Member] = {}
@@ -111,10 +112,10 @@ class Life:
             self.ledger.problems += [f"{member.name} does not get to leave" for member in self._leaving.values()]
         calm_since = self.s.loop.now
         while sum(member.node.can_lead for member in self.s.alive) < 2:
-            await self.join(can_lead=True)
+            if await self.join(can_lead=True) is None and self._over(calm_since, "nobody has joined"):
+                return
         while not await self._written():
-            if self.s.loop.now - calm_since > PATIENCE_SECONDS:
-                self.ledger.problems.append(f"no write went through in {PATIENCE_SECONDS:g} s without faults")
+            if self._over(calm_since, "no write went through"):
                 return
             await asyncio.sleep(0.5)
         self.note(f"a write went through after {self.s.loop.now - calm_since:.1f} s")
@@ -124,6 +125,15 @@ class Life:
         for member in self.s.members:
             if member.failure is not None:
                 self.ledger.problems.append(f"{member.name} has failed: {member.failure!r}")
+
+    def _over(self, calm_since: float, missed: str) -> bool:
+        """Whether this should have come by now, or cannot come any more."""
+        if self._log_is_corrupt:
+            return True
+        over = self.s.loop.now - calm_since > PATIENCE_SECONDS
+        if over:
+            self.ledger.problems.append(f"{missed} in {PATIENCE_SECONDS:g} s without faults")
+        return over
 
     async def _written(self) -> bool:
         leaders = [member for member in self.s.alive if member.node.is_leader]
@@ -142,6 +152,11 @@ class Life:
                 member = await self.s.join(
                     settings=self.settings, can_lead=can_lead, az=az, disk_of=disk_of, roles=["worker"]
                 )
+        except CorruptLog as error:
+            if not self._log_is_corrupt:
+                self.ledger.problems.append(f"nobody can join any more: CorruptLog: {error}")
+            self._log_is_corrupt = True
+            return None
         except (LbcError, OSError, TimeoutError, RuntimeError) as error:
             self.note(f"joining failed: {type(error).__name__}: {error}")
             return None
