@@ -21,12 +21,15 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 
 # The library tells in its message only what became of the request. (A URL in the message has no raw blanks.)
-_NO_CONNECTION = re.compile(r"source: Error \{ kind: Connect\b")
-# "Canceled": the connection closed before the request was written to it. The others are the peer's word that it
-# did not begin with the request: its number is above the last one that a closing peer takes, or it was refused.
+# It writes a request only to a connection that it knows: what has no `connect_info` failed before.
+_NO_CONNECTION = re.compile(r"source: Error \{ kind: (Connect\b|SendRequest, .*, connect_info: None \} \}$)")
+# "Canceled", and "ChannelClosed" before it knew the connection: that closed before the request was written to it. The
+# others are the peer's word that it did not begin with the request: its number is above the last one that a closing
+# peer takes, or it was refused.
 _GIVEN_BACK = re.compile(
-    r"source: Error \{ kind: (Canceled\b|SendRequest, source: Some\(\S+\(Http2, Error \{ kind: "
-    r'(GoAway\(b"[^"]*", NO_ERROR, Remote\)|Reset\(StreamId\(\d+\), REFUSED_STREAM, Remote\)))'
+    r"source: Error \{ kind: (Canceled\b|SendRequest, source: Some\(\S+\("
+    r"(ChannelClosed\)\), connect_info: None \} \}$|Http2, Error \{ kind: "
+    r'(GoAway\(b"[^"]*", NO_ERROR, Remote\)|Reset\(StreamId\(\d+\), REFUSED_STREAM, Remote\))))'
 )
 _REFUSED = re.compile(r"source: Error \{ kind: Connect\b.*\bkind: ConnectionRefused\b")
 _OUT_OF_TIME = re.compile(r"source: TimedOut \}")

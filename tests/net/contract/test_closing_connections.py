@@ -78,7 +78,7 @@ class Gate:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            connection.settimeout(10)
+            connection.settimeout(60)
             self._open.append(connection)
             self.connections += 1
             self._behave(number)(connection)
@@ -99,26 +99,27 @@ async def test_a_request_that_a_closing_connection_did_not_take_is_sent_again(cl
     with Gate(lambda number: answer if number % 2 else turn_away_at_once).opened() as gate:
         for _ in range(20):
             async with Client(gate.url, tls=None, clock=clock) as client:
-                response = await client.request("POST", "/", body=b"once", timeout=5)
+                response = await client.request("POST", "/", body=b"once", timeout=60)
                 assert response.status == 200
             async with (
                 Client(gate.url, tls=None, clock=clock) as client,
-                client.stream("POST", "/", body=b"once", timeout=5) as stream,
+                client.stream("POST", "/", body=b"once", timeout=60) as stream,
             ):
                 assert stream.status == 200
         assert gate.connections == 80
 
 
-@pytest.mark.parametrize("behave", [turn_away_at_once, turn_away_when_asked, refuse])
+@pytest.mark.parametrize(("behave", "times"), [(turn_away_at_once, 200), (turn_away_when_asked, 20), (refuse, 1)])
 async def test_a_request_that_is_never_taken_counts_as_not_sent(
-    behave: Callable[[socket.socket], None], clock: Clock
+    behave: Callable[[socket.socket], None], times: int, clock: Clock
 ) -> None:
     with Gate(lambda number: behave).opened() as gate:
-        async with Client(gate.url, tls=None, clock=clock) as client:
-            with pytest.raises(PeerUnavailable) as caught:
-                await client.request("POST", "/", body=b"once", timeout=5)
-            assert not caught.value.sent
-            assert 1 <= gate.connections <= 6
+        for _ in range(times):  # how far the client comes with a connection before it learns that it closes differs
+            async with Client(gate.url, tls=None, clock=clock) as client:
+                with pytest.raises(PeerUnavailable) as caught:
+                    await client.request("POST", "/", body=b"once", timeout=60)
+            assert not caught.value.sent, caught.value
+        assert times <= gate.connections <= 6 * times
 
 
 async def test_a_body_that_cannot_be_read_again_is_not_sent_again(clock: Clock) -> None:
@@ -128,6 +129,6 @@ async def test_a_body_that_cannot_be_read_again_is_not_sent_again(clock: Clock) 
     with Gate(lambda number: answer if number else turn_away_at_once).opened() as gate:
         async with Client(gate.url, tls=None, clock=clock) as client:
             with pytest.raises(PeerUnavailable) as caught:
-                await client.request("POST", "/", body=body(), timeout=5)
+                await client.request("POST", "/", body=body(), timeout=60)
             assert not caught.value.sent
             assert gate.connections == 1
