@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Threads:
@@ -27,3 +31,24 @@ class Threads:
 
 THREADS: ContextVar[Threads] = ContextVar("THREADS", default=Threads())  # noqa: B039 - has no state
 """Those that are used here."""
+
+
+async def in_thread(work: Callable[..., T], *args: Any, undo: Callable[[T], None] = lambda result: None) -> T:
+    """What `work` returns, in one of asyncio's own threads; for whatever closes, or makes what must be closed.
+    `asyncio.to_thread` would leave it half done behind the back of whoever is cancelled, or not begun."""
+    return await carried_through(asyncio.to_thread(work, *args), undo=undo)
+
+
+async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
+    """What `work` returns. Whoever is cancelled waits for its end: no thread makes files where they are being removed.
+    Then nobody gets the result, which is given to `undo`."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            undo(task.result())
+        raise

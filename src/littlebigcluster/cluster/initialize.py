@@ -26,6 +26,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import AlreadyInitialized, CorruptLog, StoreUnavailable
 from littlebigcluster.settings import ClusterSettings
 from littlebigcluster.store import Mine, Store, Theirs, Unresolved, probe_race, put_if_absent, retried
+from littlebigcluster.threads import in_thread
 
 MakeDatabase = Callable[[Path], Awaitable[object]]
 
@@ -66,7 +67,7 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
         raise AlreadyInitialized(str(unfinished(store, present)))
     await create_authority(store, present.cluster_id, 1, clock=clock)
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        packed = await asyncio.to_thread(_pack, present, Path(directory) / "initial.db", clock)
+        packed = await in_thread(_pack, present, Path(directory) / "initial.db", clock)
         body = codec.encode_header(packed.metadata) + await asyncio.to_thread(packed.path.read_bytes)
     if not await _created(store, names.snapshot(0), body, clock=clock):
         raise AlreadyInitialized(f"somebody else has initialized {store.url} at this moment; join it")
@@ -96,7 +97,7 @@ async def initialize_from(
     with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
         database = Path(directory) / "database.db"
         await make(database)
-        packed = await asyncio.to_thread(_pack, identity, database, clock)
+        packed = await in_thread(_pack, identity, database, clock)
         await probe_race(store, clock=clock)
         if not await _created(store, names.CLUSTER, identity.encode(), clock=clock):
             raise _taken(store, (await read_identity(store))[0])

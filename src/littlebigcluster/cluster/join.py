@@ -14,6 +14,7 @@ from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store, probe_exists
+from littlebigcluster.threads import in_thread
 
 
 class Join:
@@ -92,4 +93,4 @@ class Join:
             await self._node._stop(self._main)
         finally:
             await self._node._close()
-            await asyncio.to_thread(self._directory.close)
+            await in_thread(self._directory.close)

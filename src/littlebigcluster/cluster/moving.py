@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from littlebigcluster.clock import Clock
@@ -13,6 +12,7 @@ from littlebigcluster.epochs import Identity, Metadata, Point, read_identity
 from littlebigcluster.roles import OnBytes
 from littlebigcluster.settings import ClusterSettings
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 
 async def export_file(
@@ -48,9 +48,8 @@ async def import_file(
     """An application's SQLite file becomes a new cluster. Raises as `copy_plain` and `initialize_from`."""
 
     async def copied(database: Path) -> None:
-        await asyncio.to_thread(
-            copy_plain, path, database, page_size=settings.page_size, foreign_keys=settings.foreign_keys
-        )
+        page_size, foreign_keys = settings.page_size, settings.foreign_keys
+        await in_thread(lambda: copy_plain(path, database, page_size=page_size, foreign_keys=foreign_keys))
 
     return await initialize_from(store, cluster_id, settings, copied, clock=clock, on_bytes=on_bytes)
 

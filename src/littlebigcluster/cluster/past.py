@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from littlebigcluster.epochs import Identity, Metadata, Point, find_epoch, names
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.roles import OnBytes, Restored, restore_at
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 _CHUNK_BYTES = 4 << 20
 _SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -68,7 +68,7 @@ async def restore_file(
     # Beside the target, so that it can take its place in one step, and a full disk is noticed before.
     with tempfile.TemporaryDirectory(prefix=".lbc-restore-", dir=path.parent) as directory:
         restored = await _restore(store, identity, Path(directory), point, clock=clock, on_bytes=on_bytes)
-        await asyncio.to_thread(_finish, restored, path, change)
+        await in_thread(_finish, restored, path, change)
         return restored.metadata
 
 

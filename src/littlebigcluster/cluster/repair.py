@@ -29,6 +29,7 @@ from littlebigcluster.errors import CorruptLog, LbcError, NotLeader, NotRetained
 from littlebigcluster.roles import OnBytes, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 Action = Literal["nothing", "record", "snapshot", "go back", "authority", "identity"]
 """What helps. "record": the log leads on past all damage, which is written down. "snapshot": the leader makes one. "go
@@ -207,7 +208,7 @@ async def _obstacle(
     try:
         return None, await asyncio.to_thread(has_foreign_keys, restored.replica)
     finally:
-        await asyncio.to_thread(restored.replica.close)
+        await in_thread(restored.replica.close)
 
 
 async def _leader(store: Store, check: Check, settings: NodeSettings, *, clock: Clock) -> Leader | None:

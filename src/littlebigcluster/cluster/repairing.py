@@ -34,6 +34,7 @@ from littlebigcluster.errors import CorruptLog, Fenced, NotRetained, OutcomeUnkn
 from littlebigcluster.net import Authority
 from littlebigcluster.roles import Restored, encode_epoch, restore_at
 from littlebigcluster.store import ObjectInfo, Store, retried
+from littlebigcluster.threads import in_thread
 from littlebigcluster.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -165,9 +166,9 @@ async def go_back(
         restored = await _newest(store, identity, check, head, Path(directory), clock=clock)
         try:
             at = Position(head, _term(check, head, beacon), await _hash_of(store, head))
-            made = await asyncio.to_thread(_make, restored, at, identity, Path(directory), clock)
+            made = await in_thread(_make, restored, at, identity, Path(directory), clock)
         finally:
-            await asyncio.to_thread(restored.replica.close)
+            await in_thread(restored.replica.close)
         await _append(store, identity, made, clock=clock)
         epoch, back_to = made.metadata.epoch, restored.position.epoch
         logger.warning("epoch %d is as epoch %d was", epoch, back_to)

@@ -17,6 +17,7 @@ from littlebigcluster.errors import Aborted, NoMember, NotLeader, OutcomeUnknown
 from littlebigcluster.roles import restore_at
 from littlebigcluster.settings import Duration, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 from littlebigcluster.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,6 @@ class Returning(Reading):
             await find_epoch(self._store, found, to, clock=self._clock)
             with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
                 former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
-                await asyncio.to_thread(former.replica.close)
+                await in_thread(former.replica.close)
                 logger.info("rolling back to epoch %d", to)
                 return await leadership.bring_back(former.replica.path)

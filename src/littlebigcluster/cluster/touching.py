@@ -15,8 +15,9 @@ from littlebigcluster.cluster.inspect import LogEntry
 from littlebigcluster.database import Touched
 from littlebigcluster.epochs import Identity, epoch_of, lost_is_told, read_identity, retained
 from littlebigcluster.errors import NotRetained
-from littlebigcluster.roles import Restored, carried_through, held, restore_at, take_next
+from littlebigcluster.roles import Restored, held, restore_at, take_next
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 
 async def with_tables(
@@ -69,14 +70,14 @@ class _Replay:
         # It keeps what comes after, too. What is still to come, retention is far from.
         await self._pin.enter_async_context(held(self._store, epoch, clock=self._clock))
         self._restored = await restore_at(self._store, self._identity, self._directory, found, epoch, clock=self._clock)
-        self._touched = await carried_through(asyncio.to_thread(Touched, self._restored.replica))
+        self._touched = await in_thread(Touched, self._restored.replica)
 
     async def _next(self) -> tuple[str, ...]:
         restored, touched = self._restored, self._touched
         assert restored is not None
         assert touched is not None
         wal = await take_next(self._store, restored, cluster_id=self._identity.cluster_id)
-        tables = await carried_through(asyncio.to_thread(touched.after, wal))
+        tables = await in_thread(touched.after, wal)
         if restored.position.epoch >= self._head:
             await self._pin.aclose()
         return tables
@@ -86,5 +87,5 @@ class _Replay:
         restored, self._restored, self._touched = self._restored, None, None
         await self._pin.aclose()
         if restored is not None:
-            await asyncio.to_thread(restored.replica.close)
+            await in_thread(restored.replica.close)
             await asyncio.to_thread(shutil.rmtree, restored.replica.path.parent, ignore_errors=True)

@@ -23,9 +23,10 @@ from littlebigcluster.database import Readers
 from littlebigcluster.database.replica import write_database
 from littlebigcluster.epochs import Identity, Metadata, Point, Survey, find_epoch, lost_is_told, metadata_of, retained
 from littlebigcluster.errors import LbcError
-from littlebigcluster.roles import LocalCopy, carried_through, restore_at
+from littlebigcluster.roles import LocalCopy, restore_at
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import carried_through, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class Travel:
     async def _restore(self, kept: _Kept, found: Survey) -> None:
         epoch, directory = kept.epoch, kept.directory
         restored = await restore_at(self._store, self._identity, directory, found, epoch, clock=self._clock)
-        kept.path = await carried_through(asyncio.to_thread(fold, restored))
+        kept.path = await in_thread(fold, restored)
 
     def _readers(self, kept: _Kept) -> Readers:
         connect = functools.partial(_connect, kept.path)

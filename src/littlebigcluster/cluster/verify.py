@@ -37,6 +37,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, position_of_snapshot, read_epoch
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import in_thread
 
 _WINDOW = 16
 _KNOWN = re.compile(
@@ -345,5 +346,5 @@ def _integrity(replica: Replica) -> str:
 
 
 async def _drop(replica: Replica) -> None:
-    await asyncio.to_thread(replica.close)
+    await in_thread(replica.close)
     await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)

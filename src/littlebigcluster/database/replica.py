@@ -67,10 +67,10 @@ class Replica:
         self._applier = self._open_applier()
         try:
             self._files = Files(path)
-            self._system = self.connect()
             self.page_size: int = self._applier.execute("PRAGMA page_size").fetchone()[0]
             self._header = self._read_header()
             self._checksum = checksum or self._compute_checksum()
+            self._system = self.connect()
         except BaseException:
             self._applier.close()
             raise
@@ -151,6 +151,7 @@ class Replica:
 
     def connect_as(self, factory: type[C]) -> C:
         """The same, of a class that can hold attributes."""
+        files = self._files
         # A URI, for mode=ro; every byte of the path that means something in one is escaped.
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(self._path))}?mode=ro",
@@ -160,8 +161,12 @@ class Replica:
             check_same_thread=False,
             factory=factory,
         )
-        connection.files = self._files  # type: ignore[attr-defined]
-        connection.execute("PRAGMA query_only = ON")
+        try:
+            connection.files = files  # type: ignore[attr-defined]
+            connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            sqlite3.Connection.close(connection)
+            raise
         return connection
 
     def close(self) -> None:

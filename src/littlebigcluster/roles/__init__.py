@@ -7,7 +7,6 @@ from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.restore import (
-    carried_through,
     held,
     load_snapshot,
     position_of_snapshot,
@@ -31,7 +30,6 @@ __all__ = [
     "Snapshotter",
     "Timing",
     "apply_entry",
-    "carried_through",
     "encode_epoch",
     "held",
     "load_snapshot",

@@ -17,6 +17,7 @@ from littlebigcluster.roles.catch_up import Restored, SinceSnapshot, apply_entry
 from littlebigcluster.roles.restore import DROPPED, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import carried_through
 from littlebigcluster.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,10 @@ class LocalCopy:
         old_replica.path.with_name(DROPPED).touch()
         restored = await restore(self._store, self._identity, self._directory, clock=self._clock, afresh=True)
         self._adopt(restored)
-        await old_readers.close(timeout=_CLOSE_SECONDS)
-        await self.run(old_replica.close)
+        try:
+            await old_readers.close(timeout=_CLOSE_SECONDS)
+        finally:
+            await carried_through(self.run(old_replica.close))
         await asyncio.to_thread(shutil.rmtree, old_replica.path.parent, ignore_errors=True)
 
     def _adopt(self, restored: Restored) -> None:
@@ -127,10 +130,12 @@ class LocalCopy:
             replica, metadata, position = self._applied
             return replica.pages(), metadata, position
 
-        return await self.run(on_thread)
+        return await carried_through(self.run(on_thread), undo=lambda made: made[0].close())
 
     async def close(self) -> None:
         if hasattr(self, "readers"):
-            await self.readers.close(timeout=_CLOSE_SECONDS)
-            await self.run(self.replica.close)
+            try:
+                await self.readers.close(timeout=_CLOSE_SECONDS)
+            finally:
+                await carried_through(self.run(self.replica.close))
         self._thread.shutdown(wait=False)

@@ -8,10 +8,11 @@ import hashlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Replica, StateChecksum, check_sqlite_version
@@ -34,31 +35,15 @@ from littlebigcluster.epochs.pins import pinned
 from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
 from littlebigcluster.roles.catch_up import Count, OnBytes, Restored, SinceSnapshot, Way, catch_up
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DROPPED = "dropped"
 """A file of this name beside a replica says that nobody may use it any more."""
 
 _MAX_CATCH_UP = 1000
 """A former copy that lacks more objects than this is not worth keeping; a snapshot is nearer."""
-
-
-async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
-    """What `work` returns. Whoever is cancelled waits for its end: no thread makes files where they are being removed.
-    Then nobody gets the result, which is given to `undo`."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            undo(task.result())
-        raise
 
 
 async def restore(store: Store, identity: Identity, directory: Path, *, clock: Clock, afresh: bool = False) -> Restored:
@@ -216,8 +201,8 @@ async def load_snapshot(
         if target.rest or found != metadata.state_checksum:
             raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
         check_sqlite_version(metadata.min_sqlite_version)
-        opening = asyncio.to_thread(Replica.open, path, clock=clock, checksum=target.checksum)
-        return metadata, await carried_through(opening, undo=Replica.close)
+        opening = partial(Replica.open, path, clock=clock, checksum=target.checksum)
+        return metadata, await in_thread(opening, undo=Replica.close)
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
         raise
@@ -265,7 +250,7 @@ async def _former(store: Store, identity: Identity, directory: Path, *, clock: C
 
 
 async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) -> Restored | None:
-    replica = await carried_through(asyncio.to_thread(Replica.open, path, clock=clock), undo=Replica.close)
+    replica = await in_thread(partial(Replica.open, path, clock=clock), undo=Replica.close)
     try:
         system = replica.system()
         epoch = int(system["epoch"])

@@ -18,7 +18,6 @@ from littlebigcluster.epochs import Metadata, Position, epoch_of, metadata_of, n
 from littlebigcluster.errors import LbcError
 from littlebigcluster.roles.catch_up import SinceSnapshot
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import carried_through
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
 
@@ -110,7 +109,7 @@ class Snapshotter:
 
     async def _make(self) -> Made:
         local, known = self._local, self._local.since_snapshot
-        image, metadata, position = await carried_through(local.image(), undo=lambda made: made[0].close())
+        image, metadata, position = await local.image()
         before, first_at = replace(known), self._clock.now()
         path = self._scratch / f"snapshot-{self._clock.token(8).hex()}"
         try:

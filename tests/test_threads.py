@@ -1,0 +1,48 @@
+"""Work in threads whose caller is cancelled: it is carried through, and nobody's result is let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from littlebigcluster.threads import in_thread
+
+
+async def cancelled(work: Callable[[], str], go_on: threading.Event, *, undo: Callable[[str], None]) -> None:
+    """Have it done while its caller is cancelled, twice; and let it go on after that."""
+    task = asyncio.create_task(in_thread(work, undo=undo))
+    try:
+        for _ in range(2):
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+    finally:
+        go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_is_cancelled_waits_for_the_thread_and_what_it_made_is_undone() -> None:
+    go_on, undone = threading.Event(), list[str]()
+
+    def work() -> str:
+        go_on.wait()
+        return "made"
+
+    await cancelled(work, go_on, undo=undone.append)
+    assert undone == ["made"]
+
+
+async def test_work_that_no_thread_has_begun_is_done_all_the_same() -> None:
+    """Else what it was to close stays open: `asyncio.to_thread` takes it off the queue."""
+    go_on, done = threading.Event(), list[str]()
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        pool.submit(go_on.wait)
+        await cancelled(lambda: done.append("closed") or "", go_on, undo=lambda _: None)
+    assert done == ["closed"]
