@@ -51,6 +51,20 @@ def verdict(seed: int, done: subprocess.CompletedProcess[str]) -> str:
     return f"python -m tests.chaos --seconds 60 --seed {seed}: {first}"[:300]
 
 
+@pytest.mark.parametrize(
+    ("out", "err", "first"),
+    [
+        ("5 nodes\nWRONG: write 3 is lost\nWRONG: write 4 is lost\nFAILED\n", "", "WRONG: write 3 is lost"),
+        ("5 nodes\n", "Traceback\nOSError: no space\n", "OSError: no space"),
+        ("", "", "exit code 1"),
+        ("WRONG: " + "x" * 1000, "", "WRONG: " + "x" * 248),
+    ],
+)
+def test_the_verdict_names_the_command_and_the_first_problem(out: str, err: str, first: str) -> None:
+    done = subprocess.CompletedProcess[str]([], 1, out, err)
+    assert verdict(7, done) == f"python -m tests.chaos --seconds 60 --seed 7: {first}"
+
+
 def not_tested(message: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)

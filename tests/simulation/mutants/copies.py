@@ -38,5 +38,5 @@ def state_is_not_checked() -> AbstractContextManager[Any]:
 
 MUTANTS = [
     Mutant("state not checked", "a copy that was damaged is not used", state_is_not_checked, 2, Torn),
-    Mutant("merged not checked", "merged epochs of another history are passed over", state_is_not_checked, 1, Piled),
+    Mutant("merged not checked", "merged epochs of another history are passed over", state_is_not_checked, 2, Piled),
 ]

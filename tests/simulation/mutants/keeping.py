@@ -57,10 +57,10 @@ def marker_does_not_stand() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 1, Kept),
+    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 2, Kept),
     Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 25, Kept),
     Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, 2, Kept),
     Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, 2, Kept),
-    Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 2, Kept),
+    Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 4, Kept),
     Mutant("marker does not stand", "nothing goes while a fence may hold", marker_does_not_stand, life=Leapt),
 ]

@@ -15,6 +15,7 @@ from littlebigcluster.errors import Fenced
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.snapshotter import Snapshotter
+from tests.simulation.mutants.lives import Stormy
 from tests.simulation.mutants.mutant import Mutant
 
 
@@ -114,9 +115,9 @@ def done_again_for_the_same_key() -> AbstractContextManager[Any]:
 MUTANTS = [
     Mutant("acknowledged before durable", "acknowledged means durable", acknowledged_before_durable),
     Mutant("applied before durable", "no reader sees what is not durable", applied_before_durable),
-    Mutant("fenced, and acknowledged", "a fenced leader acknowledges nothing", fenced_leader_acknowledges, 48),
+    Mutant("fenced, and acknowledged", "a fenced leader acknowledges nothing", fenced_leader_acknowledges, 4, Stormy),
     Mutant("write dropped", "each acknowledged write is there", write_is_dropped),
     Mutant("page dropped", "an epoch holds the last image of each page", page_is_dropped),
     Mutant("snapshot one too high", "a snapshot is the state of its epoch", snapshot_of_the_next_epoch),
-    Mutant("key ignored", "a write with a key is done once", done_again_for_the_same_key),
+    Mutant("key ignored", "a write with a key is done once", done_again_for_the_same_key, life=Stormy),
 ]

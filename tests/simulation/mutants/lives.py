@@ -78,6 +78,33 @@ class Orderly(Life):
             self.ledger.problems.append(f"{heir.name} should lead: it has the highest priority")
 
 
+class Stormy(Life):
+    """Every request may be lost, late, doubled, or answered wrongly, and leaders are often not reached."""
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
+        self.seconds, self.rate = 40.0, 1.0
+        self.settings = replace(self.settings, epoch_interval=0, leader_timeout=2.0, suspect_timeout=1.0)
+
+    def weather(self) -> Weather:
+        rate = 0.05
+        return Weather(
+            0.02, lost=rate, unanswered=rate, failed=rate, failed_after=rate, late=rate, late_seconds=10.0, twice=rate,
+            conflict=rate,
+        )  # fmt: skip
+
+    async def step(self) -> None:
+        awake = [member for member in self.s.alive if not member.machine.frozen]
+        leaders = [member for member in awake if member.node.is_leader]
+        if leaders and len(awake) > 1 and self.chance.random() < 0.5:
+            await self.chance.choice([self.stand_still, self.cut_off, self.cut_from_store])(leaders[0])
+        else:
+            await super().step()
+
+    def long(self) -> float:
+        return self.chance.choice([1.0, 4.0]) * (0.5 + self.chance.random())
+
+
 class Haunted(Life):
     """A leader that was cut off goes on showing life, for it can write and not read. The next one has died."""
 

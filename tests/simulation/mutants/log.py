@@ -11,6 +11,7 @@ from unittest.mock import patch
 from littlebigcluster.epochs import Metadata, Position, log
 from littlebigcluster.roles import catch_up, follower, merger
 from littlebigcluster.store import Mine, Resolution, Theirs, Unresolved, once
+from tests.simulation.mutants.lives import Stormy
 from tests.simulation.mutants.mutant import Mutant
 from tests.simulation.mutants.stores import Rewound
 
@@ -66,9 +67,9 @@ def chain_is_not_checked() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("no read-back", "exists is always read back: it may be our own", no_read_back, 9),
-    Mutant("exists is ours", "exists is always read back: it may be another's", exists_is_ours),
-    Mutant("unknown is success", "a create whose outcome is unknown is never taken for done", unknown_is_success),
-    Mutant("unknown is failure", "a create whose outcome is unknown is never taken for failed", unknown_is_failure),
+    Mutant("no read-back", "exists is always read back: it may be our own", no_read_back, 2, Stormy),
+    Mutant("exists is ours", "exists is always read back: it may be another's", exists_is_ours, life=Stormy),
+    Mutant("unknown is success", "an unknown create is never taken for done", unknown_is_success, life=Stormy),
+    Mutant("unknown is failure", "an unknown create is never taken for failed", unknown_is_failure, 2, Stormy),
     Mutant("chain not checked", "a copy never goes over to another history", chain_is_not_checked, life=Rewound),
 ]

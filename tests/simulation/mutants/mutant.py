@@ -12,7 +12,7 @@ from typing import Any
 from tests.simulation.engine import Bound, Result, simulate
 from tests.simulation.life import Life
 
-MOST_SEEDS = 12
+MOST_SEEDS = 24
 """So many seeds a mutant may live through before it counts as a survivor."""
 
 BOUND = Bound(turns=60_000, seconds=500.0)

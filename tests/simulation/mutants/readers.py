@@ -46,7 +46,7 @@ def answered_before_visible() -> AbstractContextManager[Any]:
 
 MUTANTS = [
     Mutant("strong proves nothing", "a strong read includes all that was acknowledged before", strong_proves_nothing),
-    Mutant("leader believes itself", "a strong read on a deposed leader is not stale", leader_believes_itself),
-    Mutant("at_least not waited for", "at_least=epoch includes that epoch", at_least_is_not_waited_for),
+    Mutant("leader believes itself", "a strong read on a deposed leader is not stale", leader_believes_itself, 3),
+    Mutant("at_least not waited for", "at_least=epoch includes that epoch", at_least_is_not_waited_for, 1),
     Mutant("answered before visible", "execute returns when reads see it", answered_before_visible, life=Impatient),
 ]

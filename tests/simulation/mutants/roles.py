@@ -46,12 +46,12 @@ def old_beacon_counts() -> AbstractContextManager[Any]:
 
 
 def deaf_to_the_release() -> AbstractContextManager[Any]:
-    """A leadership that is released is not claimed."""
+    """A leadership that is released is not claimed, but for the first, which nobody has had before."""
     decide = decisions.decide
 
     def broken(view: Any, now: float, timing: Any, **how: Any) -> Any:
         action = decide(view, now, timing, **how)
-        if isinstance(action, decisions.Claim) and view.leader is None:
+        if isinstance(action, decisions.Claim) and view.leader is None and view.term:
             return decisions.Wait(timing.poll_interval)
         return action
 
@@ -79,9 +79,9 @@ def fed_before_durable() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("rank ignored", "one standby claims, by rank; the others leave it to it", rank_is_ignored, life=Orderly),
+    Mutant("rank ignored", "one standby claims, by rank; the others leave it to it", rank_is_ignored, 1, Orderly),
     Mutant("nobody is asked", "a leader that others reach is not replaced", nobody_is_asked, life=Orderly),
     Mutant("old beacon counts", "a beacon of an older term is no sign of life", old_beacon_counts, life=Haunted),
     Mutant("release not claimed", "somebody leads when nothing is broken any more", deaf_to_the_release),
-    Mutant("fed before durable", "no follower shows what is not durable", fed_before_durable),
+    Mutant("fed before durable", "no follower shows what is not durable", fed_before_durable, 2),
 ]
