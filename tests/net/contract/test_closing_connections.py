@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 
 import pytest
@@ -89,8 +89,11 @@ class Gate:
         try:
             yield self
         finally:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._thread.join()
+            while self._thread.is_alive():
+                for held in (self._listener, *self._open):
+                    with suppress(OSError):  # it is closed already
+                        held.shutdown(socket.SHUT_RDWR)
+                self._thread.join(0.1)
             for held in (self._listener, *self._open):
                 held.close()
 
@@ -109,17 +112,17 @@ async def test_a_request_that_a_closing_connection_did_not_take_is_sent_again(cl
         assert gate.connections == 80
 
 
-@pytest.mark.parametrize(("behave", "times"), [(turn_away_at_once, 200), (turn_away_when_asked, 20), (refuse, 1)])
+@pytest.mark.parametrize(("behave", "times"), [(turn_away_at_once, 100), (turn_away_when_asked, 10), (refuse, 1)])
 async def test_a_request_that_is_never_taken_counts_as_not_sent(
     behave: Callable[[socket.socket], None], times: int, clock: Clock
 ) -> None:
-    with Gate(lambda number: behave).opened() as gate:
-        for _ in range(times):  # how far the client comes with a connection before it learns that it closes differs
+    for _ in range(times):  # how far the client comes with a connection before it learns that it closes differs
+        with Gate(lambda number: behave).opened() as gate:
             async with Client(gate.url, tls=None, clock=clock) as client:
                 with pytest.raises(PeerUnavailable) as caught:
                     await client.request("POST", "/", body=b"once", timeout=60)
             assert not caught.value.sent, caught.value
-        assert times <= gate.connections <= 6 * times
+            assert 1 <= gate.connections <= 6
 
 
 async def test_a_body_that_cannot_be_read_again_is_not_sent_again(clock: Clock) -> None:
