@@ -49,12 +49,12 @@ async def identify(store: Store, expected_id: str | None) -> Identified:
         present, _ = await read_identity(store)
     except CorruptLog as error:
         problem = problem if body is None else f"expected {error.expected}"
-    told = await _told(store)
-    if present is not None and (not told or any(_agree(present, each) for each in told)):
+    told = await _told(store, present)
+    if present is not None and not told:
         if expected_id not in (None, present.cluster_id):
             raise WrongCluster(f'{store.url} holds cluster "{present.cluster_id}", not "{expected_id}"')
         return Identified(present)
-    newest = _of_one_cluster(store, told, expected_id)[-1]
+    newest = max(_of_one_cluster(store, told, expected_id), key=lambda each: each.epoch)
     said = _FOREIGN_KEYS.search(body or b"")
     if present is not None:
         problem = f"expected that of {_described(newest)}, as the log has it, found that of {_described(present)}"
@@ -98,16 +98,18 @@ def _quoted(whats: list[str]) -> str:
     return " and of ".join(whats)
 
 
-async def _told(store: Store) -> list[Metadata]:
-    """What all snapshots and the newest epochs say, as far as they can be read; the oldest first."""
-    found = await survey_all(store)
-    told = []
+async def _told(store: Store, present: Identity | None) -> list[Metadata]:
+    """By all snapshots and the newest epochs, as far as they can be read; nothing when one agrees with `present`."""
+    found, told = await survey_all(store), []
     for info in [*found.snapshots, *found.epochs[-_EPOCHS_READ:]]:
         try:
-            told.append(await read_metadata(store, info.key))
+            metadata = await read_metadata(store, info.key)
         except CorruptLog:
-            continue  # of which others tell
-    return sorted(told, key=lambda each: each.epoch)
+            continue  # others tell
+        if present is not None and _agree(present, metadata):
+            return []
+        told.append(metadata)
+    return told
 
 
 def has_foreign_keys(replica: Replica) -> bool:
