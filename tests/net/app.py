@@ -24,7 +24,7 @@ class ContractApp:
         self._news = asyncio.Event()
         self._on_event = on_event
 
-    async def happened(self, name: str, *, times: int = 1, within_seconds: float = 5.0) -> None:
+    async def happened(self, name: str, *, times: int = 1, within_seconds: float = 60.0) -> None:
         """Wait until `name` was counted so often."""
         async with asyncio.timeout(within_seconds):
             while self.events[name] < times:

@@ -26,7 +26,7 @@ class Peer:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def told(self, wanted: str | None = None, *, within_seconds: float = 15.0) -> str:
+    async def told(self, wanted: str | None = None, *, within_seconds: float = 60.0) -> str:
         """The next line it prints, or the next that is `wanted`."""
         assert self.process.stdout is not None
         async with asyncio.timeout(within_seconds):

@@ -10,6 +10,8 @@ from typing import Self
 class Relay:
     def __init__(self, target: tuple[str, int]) -> None:
         self.connections = 0
+        self.left = asyncio.Event()
+        """A client has closed its connection."""
         self._target = target
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -66,6 +68,8 @@ class Relay:
             task = asyncio.create_task(self._pump(source, sink))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            if source is reader:
+                task.add_done_callback(lambda _: self.left.set())
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):

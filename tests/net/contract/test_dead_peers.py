@@ -21,7 +21,7 @@ from tests.net.serving import url_of
 
 Mint = Callable[[str], NodeIdentity]
 
-NOTICED_WITHIN_SECONDS = 8.0
+NOTICED_WITHIN_SECONDS = 20.0  # about four, on a machine with nothing else to do
 
 
 async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
@@ -48,35 +48,40 @@ async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
 
 
 async def test_a_server_that_froze_while_nobody_asked_is_noticed(mint: Mint, clock: Clock) -> None:
-    async with peer(mint("server"), "server", "127.0.0.1") as server:
-        url = f"https://127.0.0.1:{await server.told()}"
-        async with Client(url, tls=mint("client"), clock=clock) as client:
-            await client.request("GET", "/hello")
-            server.process.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(4.5)
-            # The dead connection is gone already, so that this was never sent and may be sent elsewhere.
-            with pytest.raises(PeerUnavailable) as caught:
-                await client.request("POST", "/count_bytes", body=b"x")
-            assert not caught.value.sent
+    async with (
+        peer(mint("server"), "server", "127.0.0.1") as server,
+        Relay(("127.0.0.1", int(await server.told()))) as relay,
+        Client(f"https://127.0.0.1:{relay.port}", tls=mint("client"), clock=clock) as client,
+    ):
+        await client.request("GET", "/hello")
+        server.process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(NOTICED_WITHIN_SECONDS):
+            await relay.left.wait()
+        # The dead connection is gone already, so that this was never sent and may be sent elsewhere.
+        with pytest.raises(PeerUnavailable) as caught:
+            await client.request("POST", "/count_bytes", body=b"x")
+        assert not caught.value.sent
 
 
 async def test_a_killed_server_is_noticed_at_once(mint: Mint, clock: Clock) -> None:
     async with peer(mint("server"), "server", "127.0.0.1") as server:
         url = f"https://127.0.0.1:{await server.told()}"
-        async with Client(url, tls=mint("client"), clock=clock) as client, client.stream("GET", "/silence") as stream:
+        async with (
+            Client(url, tls=mint("client"), clock=clock, ping_seconds=600) as client,  # it does not find out by asking
+            client.stream("GET", "/silence") as stream,
+        ):
             await anext(stream)
             server.process.kill()
-            began = time.monotonic()
-            with pytest.raises(PeerUnavailable):
-                await anext(stream)
-            assert time.monotonic() - began < 1
+            async with asyncio.timeout(60):
+                with pytest.raises(PeerUnavailable):
+                    await anext(stream)
 
 
 async def test_a_killed_client_is_noticed_at_once(server: Server, app: ContractApp, mint: Mint) -> None:
     async with peer(mint("client"), "client", url_of(server), "/silence") as client:
         await client.told("piece")
         client.process.kill()
-        await app.happened("silence cancelled", within_seconds=1)
+        await app.happened("silence cancelled")
 
 
 async def test_a_frozen_client_that_should_read_is_noticed(mint: Mint, app: ContractApp) -> None:

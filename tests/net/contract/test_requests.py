@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -126,32 +126,42 @@ async def test_the_server_notices_that_the_client_left(client: Client, app: Cont
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await app.happened("hang cancelled", within_seconds=1)
+    await app.happened("hang cancelled")
 
 
 async def test_leaving_a_stream_ends_it_at_the_server(client: Client, app: ContractApp) -> None:
     async with client.stream("GET", "/ticks") as ticks:
         await anext(ticks)
-    await app.happened("ticks cancelled", within_seconds=1)
+    await app.happened("ticks cancelled")
+
+
+async def times_out(ask: Callable[[float], Awaitable[object]], reached: Callable[[], int]) -> None:
+    """With a time-out that is long enough for the request to reach the server."""
+    for seconds in (0.2, 1, 5, 25):
+        with pytest.raises(RequestTimeout, match=rf"no (complete )?answer after {seconds:g} s"):
+            await ask(seconds)
+        if reached():
+            return
+    pytest.fail("no request reached the server")
 
 
 async def test_a_time_out_ends_the_request_at_the_server(client: Client, app: ContractApp) -> None:
-    with pytest.raises(RequestTimeout, match=r"no complete answer after 0\.2 s"):
-        await client.request("GET", "/hang", timeout=0.2)
-    await app.happened("hang cancelled", within_seconds=1)
+    await times_out(lambda s: client.request("GET", "/hang", timeout=s), lambda: app.events["hang begun"])
+    await app.happened("hang cancelled")
 
 
 async def test_a_time_out_covers_a_body_that_never_ends(client: Client, app: ContractApp) -> None:
-    with pytest.raises(RequestTimeout):
-        await client.request("GET", "/ticks", timeout=0.3)
-    await app.happened("ticks cancelled", within_seconds=1)
+    await times_out(lambda s: client.request("GET", "/ticks", timeout=s), lambda: app.events["ticks begun"])
+    await app.happened("ticks cancelled")
 
 
 async def test_a_stream_that_does_not_begin_is_a_time_out(client: Client, app: ContractApp) -> None:
-    with pytest.raises(RequestTimeout):
-        async with client.stream("GET", "/hang", timeout=0.2):
+    async def begin(seconds: float) -> None:
+        async with client.stream("GET", "/hang", timeout=seconds):
             pass
-    await app.happened("hang cancelled", within_seconds=1)
+
+    await times_out(begin, lambda: app.events["hang begun"])
+    await app.happened("hang cancelled")
 
 
 async def test_silence_beyond_the_heartbeat_is_an_error(client: Client, app: ContractApp) -> None:
@@ -159,12 +169,12 @@ async def test_silence_beyond_the_heartbeat_is_an_error(client: Client, app: Con
         assert await anext(stream) == b"first"
         with pytest.raises(PeerUnavailable, match=r"no sign of life for 0\.3 s"):
             await anext(stream)
-    await app.happened("silence cancelled", within_seconds=1)
+    await app.happened("silence cancelled")
 
 
 async def test_ticks_within_the_heartbeat_go_on(client: Client) -> None:
-    async with client.stream("GET", "/ticks", heartbeat=0.5) as stream:
-        for _ in range(8):
+    async with client.stream("GET", "/ticks", heartbeat=1.5) as stream:
+        for _ in range(17):  # for longer than that in all
             assert await anext(stream)
 
 
@@ -186,16 +196,28 @@ async def test_an_answer_that_breaks_half_way_is_never_taken_for_whole(client: C
 async def test_a_slow_reader_holds_the_server_back(client: Client, app: ContractApp) -> None:
     async with client.stream("GET", "/flood") as stream:
         await anext(stream)
-        await asyncio.sleep(0.5)
-        before = app.flooded_bytes
-        await asyncio.sleep(0.5)
         # The server waits in send(): what is under way is bounded by the window and buffers, and stays so.
-        assert app.flooded_bytes == before
-        assert app.flooded_bytes < 32 << 20
+        before = await settled(lambda: app.flooded_bytes, 32 << 20)
         read = 0
         while read < 16 << 20:
             read += len(await anext(stream))
-    assert app.flooded_bytes > before
+        await more(lambda: app.flooded_bytes, before)
+
+
+async def settled(bytes_so_far: Callable[[], int], limit_bytes: int) -> int:
+    """When no more came for half a second; fails beyond the limit."""
+    before = -1
+    while (now := bytes_so_far()) != before:
+        assert now < limit_bytes
+        before = now
+        await asyncio.sleep(0.5)
+    return now
+
+
+async def more(bytes_so_far: Callable[[], int], before: int) -> None:
+    async with asyncio.timeout(60):
+        while bytes_so_far() <= before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_that_is_not_read_holds_up_nobody_while_it_fits_the_window(
@@ -203,7 +225,7 @@ async def test_a_stream_that_is_not_read_holds_up_nobody_while_it_fits_the_windo
 ) -> None:
     async with client.stream("GET", "/burst?4000000") as stream:
         for _ in range(3):
-            assert (await client.request("GET", "/hello", timeout=2)).status == 200
+            assert (await client.request("GET", "/hello", timeout=60)).status == 200
         app.released.set()
         assert len(await stream.read()) == 4_000_004
 
@@ -212,10 +234,9 @@ async def test_a_stream_that_is_not_read_is_ended_and_the_connection_recovers(ap
     async with pair(app, mint("node"), stall_seconds=0.5) as (_, client):
         async with client.stream("GET", "/flood") as stream:
             await anext(stream)
-            await asyncio.sleep(0.3)
             # With h2corn the stalled stream holds this up; a server that does not is welcome.
-            assert (await client.request("GET", "/hello", timeout=5)).status == 200
-            await app.happened("flood ended", within_seconds=2)
+            assert (await client.request("GET", "/hello", timeout=60)).status == 200
+            await app.happened("flood ended")
             with pytest.raises(PeerUnavailable):
                 await stream.read()
         assert len(app.clients) == 1
@@ -232,31 +253,36 @@ async def test_a_slow_server_holds_the_sender_back(client: Client, app: Contract
 
     call = asyncio.create_task(client.request("POST", "/slow_reader", body=endless()))
     await app.happened("slow_reader begun")
-    await asyncio.sleep(0.5)
-    before = sent
-    await asyncio.sleep(0.5)
-    assert sent == before
-    assert sent < 64 << 20
+    await settled(lambda: sent, 64 << 20)
     call.cancel()
     await asyncio.wait((call,))
     assert (await client.request("GET", "/hello")).status == 200
 
 
-async def test_a_storm_of_time_outs_does_not_cost_the_connection(
-    relayed: Client, relay: Relay, app: ContractApp
-) -> None:
-    async with relayed.stream("GET", "/ticks") as ticks:
+class StandingClock(Clock):
+    """A storm that lasts long, on a slow machine, is one storm."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+async def test_a_storm_of_time_outs_does_not_cost_the_connection(relay: Relay, app: ContractApp, mint: Mint) -> None:
+    async with (
+        Client(f"https://127.0.0.1:{relay.port}", tls=mint("client"), clock=StandingClock()) as relayed,
+        relayed.stream("GET", "/ticks") as ticks,
+    ):
         calls = [relayed.request("GET", "/hang", timeout=0.3) for _ in range(400)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {RequestTimeout}
-        await app.happened("hang cancelled", times=100)
-        for _ in range(3):
-            assert await anext(ticks) == b"tick"
+        # All but a hundred were abandoned: they end when the server answers them. The others were reset, and those of
+        # them that had not reached the server by then may never do so.
+        await app.happened("hang begun", times=300)
         assert (await relayed.request("GET", "/hello")).status == 200
-        # The rest were abandoned: they end when the server answers them.
-        assert app.events["hang cancelled"] == 100
         app.released.set()
         await app.happened("hang done", times=300)
+        for _ in range(3):
+            assert await anext(ticks) == b"tick"
+        assert 1 <= app.events["hang cancelled"] <= 100
     assert relay.connections == 1
 
 

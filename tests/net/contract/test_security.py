@@ -154,7 +154,7 @@ async def _request_by_hand(port: int, context: ssl.SSLContext, wanted: bytes) ->
     headers = len(block).to_bytes(3, "big") + b"\x01\x05\x00\x00\x00\x01" + block
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers)
     received = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while wanted not in received and (data := await reader.read(4096)):
             received += data
     writer.transport.abort()

@@ -22,23 +22,38 @@ from tests.net.serving import pair
 Mint = Callable[[str], NodeIdentity]
 
 
+def server_port(client: Client) -> int:
+    return int(client.base_url.rpartition(":")[2])
+
+
+async def refuses(port: int) -> None:
+    """Wait until nobody listens."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+
 async def test_an_idle_server_stops_at_once(app: ContractApp, mint: Mint) -> None:
     async with pair(app, mint("node")) as (server, client):
         await client.request("GET", "/hello")
-        began = time.monotonic()
-        await server.stop(5)
-        assert time.monotonic() - began < 1
+        async with asyncio.timeout(30):  # half of what it may take with something open
+            await server.stop(60)
 
 
 async def test_a_stop_lets_open_requests_finish(app: ContractApp, mint: Mint) -> None:
     async with pair(app, mint("node")) as (server, client):
         call = asyncio.create_task(client.request("GET", "/hang"))
         await app.happened("hang begun")
-        stopping = asyncio.create_task(server.stop(5))
-        await asyncio.sleep(0.2)
+        stopping = asyncio.create_task(server.stop(60))
+        await refuses(server_port(client))
         app.released.set()
         assert (await call).body == b"released"
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             await stopping
 
 
@@ -49,7 +64,7 @@ async def test_a_stop_is_bounded_with_streams_open(app: ContractApp, mint: Mint)
         await app.happened("hang begun")
         began = time.monotonic()
         await server.stop(0.5)
-        assert 0.4 < time.monotonic() - began < 2
+        assert 0.4 < time.monotonic() - began < 30  # the request would hang for ever
         with pytest.raises(PeerUnavailable):
             await ticks.read()
         cut_off = await waiting
@@ -61,23 +76,23 @@ async def test_a_stop_is_bounded_with_streams_open(app: ContractApp, mint: Mint)
 async def test_a_stop_is_bounded_when_a_client_does_not_read(app: ContractApp, mint: Mint) -> None:
     async with pair(app, mint("node"), drain_seconds=1.0) as (server, client), client.stream("GET", "/flood") as flood:
         await anext(flood)
-        await asyncio.sleep(0.3)
-        began = time.monotonic()
-        await server.stop(0.3)
-        assert time.monotonic() - began < 4
+        await asyncio.sleep(0.3)  # so that it may fill what lies between
+        async with asyncio.timeout(30):
+            await server.stop(0.3)
 
 
 async def test_a_stopping_server_refuses_new_connections_at_once(app: ContractApp, mint: Mint, clock: Clock) -> None:
     async with pair(app, mint("node")) as (server, client), client.stream("GET", "/ticks") as ticks:
         await anext(ticks)
-        stopping = asyncio.create_task(server.stop(1))
-        await asyncio.sleep(0.1)
+        stopping = asyncio.create_task(server.stop(60))
+        await refuses(server_port(client))
         async with Client(client.base_url, tls=mint("late"), clock=clock) as late:
-            began = time.monotonic()
             with pytest.raises(PeerUnavailable) as caught:
                 await late.request("GET", "/hello")
+            assert caught.value.refused
             assert not caught.value.sent
-            assert time.monotonic() - began < 0.5
+        assert not stopping.done()
+        await ticks.close()
         await stopping
 
 
@@ -100,24 +115,28 @@ async def test_new_certificates_without_a_refused_connection(
                 shown = NodeIdentity(old.cert_pem, old.key_pem, identity.ca_bundle_pem, old.not_after)
                 try:
                     async with Client(client.base_url, tls=shown, clock=clock) as newcomer:
-                        await newcomer.request("GET", "/hello", timeout=5)
+                        await newcomer.request("GET", "/hello", timeout=60)
                         seen += 1
                 except PeerUnavailable as error:
                     failures.append(error)
 
-        async with asyncio.TaskGroup() as group:
+        async def seen_more(times: int) -> None:
+            wanted = seen + times
+            while seen < wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        async with asyncio.timeout(100), asyncio.TaskGroup() as group:
             for _ in range(4):
                 group.create_task(newcomers())
             for signer in (new, authority, new):
-                await asyncio.sleep(0.3)
+                await seen_more(20)
                 await server.reload(signer.mint("server", LOOPBACK, WEEK, clock, trust=both))
-            await asyncio.sleep(0.3)
+            await seen_more(20)
             reloading = False
         # No connection is refused. One that is drained may be torn under a request that is on its way, seen in one of
         # hundreds of reloads; the sender cannot know whether it arrived, and is told so.
         assert [error for error in failures if not (isinstance(error, PeerUnavailable) and error.sent)] == []
         assert len(failures) <= 1
-        assert seen > 50
         # Only the old authority is trusted by this one, so it sees the new certificate by being unable to connect.
         async with Client(client.base_url, tls=mint("behind"), clock=clock) as behind:
             with pytest.raises(PeerUnavailable):
