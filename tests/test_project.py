@@ -85,6 +85,7 @@ def test_the_error_tree_is_drawn_whole() -> None:
     assert drawn == error_classes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_every_module_imports_on_its_own(part: int) -> None:
     """In a fresh interpreter each, as far as this package is concerned: so that no import order is needed."""

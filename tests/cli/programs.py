@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LBC = [sys.executable, "-W", "error", "-m", "littlebigcluster"]
 EXAMPLE = [sys.executable, "-W", "error", str(ROOT / "examples" / "lol_cluster.py")]
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 90
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell has started the tests in the background; the commands would inherit that they cannot be interrupted.

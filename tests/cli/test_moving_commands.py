@@ -13,6 +13,8 @@ from littlebigcluster import Cluster, ClusterSettings
 from tests.cli.programs import error_line, output
 from tests.cli.test_reading_commands import led_cluster
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:

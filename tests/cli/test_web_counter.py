@@ -21,6 +21,8 @@ import pytest
 from tests.cli.programs import ROOT, Program, output, running
 from tests.docs.documents import README, blocks
 
+pytestmark = pytest.mark.slow
+
 COUNTER = [sys.executable, "-W", "error", str(ROOT / "examples" / "web_counter.py")]
 PATIENCE_SECONDS = 60.0
 
@@ -163,7 +165,6 @@ def test_a_browser_without_code_reads_its_clicks_on_any_node(tmp_path: Path) -> 
             assert len(program.seen) == 1, program.seen
 
 
-@pytest.mark.slow
 def test_every_click_counts_once_though_the_leader_is_killed(tmp_path: Path) -> None:
     with counting(str(tmp_path / "store"), 3) as nodes, ThreadPoolExecutor(6) as pool:
         visitors, enough = [Visitor(nodes, number) for number in range(6)], threading.Event()

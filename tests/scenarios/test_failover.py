@@ -15,6 +15,8 @@ from tests.namespaces import network
 from tests.scenarios.host import LOOPBACK, Host, Hosts, all_know, hosts
 from tests.scenarios.stage import WAIT
 
+pytestmark = pytest.mark.slow
+
 STANDBY = {**LOOPBACK, "can_lead": True}
 PATIENT: dict[str, Any] = {"leader_timeout": 60, "poll_interval": 1, "member_timeout": 10}
 SOON_SECONDS = 10.0

@@ -18,6 +18,8 @@ from tests.namespaces import Network, network
 from tests.scenarios.host import REPOSITORY, Host, Hosts, all_know, hosts
 from tests.scenarios.stage import WAIT
 
+pytestmark = pytest.mark.slow
+
 NOTICED_WITHIN_SECONDS = 4.0
 """A silent feed is given up after 1.5 s; the machine may be busy."""
 
