@@ -143,13 +143,13 @@ def test_a_reader_delays_the_checkpoint_but_not_every_epoch(
     started = clock.monotonic()
     apply(replica, leader.epoch("INSERT INTO t VALUES (3, zeroblob(10000000))"))
     waited = clock.monotonic() - started
-    assert 0.35 < waited < 3
+    assert 0.35 < waited < 4.5  # and not for as long as any other lock
     small = [leader.epoch("INSERT INTO t VALUES (?, 'x')", number) for number in range(4, 40)]
     monkeypatch.setattr(replica_module, "_RETRY_SECONDS", 0.0)
     replica._checkpoint_at = 0.0
     started = clock.monotonic()
     apply(replica, *small)
-    assert clock.monotonic() - started < 4
+    assert clock.monotonic() - started < len(small) * 0.35
     pinned.execute("COMMIT")
     replica._checkpoint_at = 0.0
     apply(replica, leader.epoch("INSERT INTO t VALUES (40, 'x')"))

@@ -128,7 +128,7 @@ async def test_an_append_waits_through_an_outage(store: Store, clock: HandClock)
     await asyncio.sleep(0.5)
     assert not task.done()
     faulty.outage(False)
-    assert await asyncio.wait_for(task, 10) == Appended(position_of(body, 1))
+    assert await asyncio.wait_for(task, 60) == Appended(position_of(body, 1))
 
 
 class Scripted(Wrapper):

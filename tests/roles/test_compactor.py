@@ -242,12 +242,12 @@ async def test_a_leader_looks_back_once_and_not_before_there_is_something_to_mer
     await asyncio.sleep(0.05)
     assert not counting.requests
     await log.write(1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await log.merged() != [Span(1, 4), Span(5, 8)]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     counting.reset()
     await log.write(5)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while Span(9, 12) not in await log.merged():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert counting.requests == {"get": 4, "put": 1}
@@ -262,7 +262,7 @@ async def test_a_store_that_fails_is_tried_again(
     await log.write(20)
     mortal = Dying(log.store, 9, "before")
     task = asyncio.create_task(log.compactor(mortal).run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "will try again: died" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         mortal._left = 10**9

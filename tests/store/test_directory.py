@@ -308,16 +308,15 @@ async def test_cancelled_stream_leaves_no_file(store: DirectoryStore) -> None:
             await asyncio.sleep(0.001)
 
     task = asyncio.create_task(store.put_stream("k", endless()))
-    await asyncio.sleep(0.1)
-    assert len(temporaries(store)) == 1
+    async with asyncio.timeout(60):
+        while len(temporaries(store)) != 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    for _ in range(500):
-        if not temporaries(store):
-            break
-        await asyncio.sleep(0.01)
-    assert temporaries(store) == []
+    async with asyncio.timeout(60):
+        while temporaries(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert await store.list("") == []
 
 
