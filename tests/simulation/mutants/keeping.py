@@ -12,7 +12,7 @@ from littlebigcluster.epochs.pins import Pins
 from littlebigcluster.roles import retention as role
 from tests.simulation.mutants.lives import Kept
 from tests.simulation.mutants.mutant import Mutant
-from tests.simulation.mutants.stores import Leapt
+from tests.simulation.mutants.stores import Leapt, Slept
 
 
 def no_fence_validity() -> AbstractContextManager[Any]:
@@ -57,8 +57,8 @@ def marker_does_not_stand() -> AbstractContextManager[Any]:
 
 
 MUTANTS = [
-    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 2, Kept),
-    Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, 25, Kept),
+    Mutant("no fence validity", "absent is the head only for who knew the head lately", no_fence_validity, 1, Slept),
+    Mutant("forgotten is lost", "what may have taken effect is never called refused", forgotten_is_lost, life=Slept),
     Mutant("one epoch too many", "retention leaves a log that can be restored", one_epoch_too_many, 2, Kept),
     Mutant("kept snapshot goes", "what retention keeps begins with a snapshot", kept_snapshot_goes, 2, Kept),
     Mutant("pins ignored", "what is pinned can be restored", pins_are_ignored, 4, Kept),

@@ -1,4 +1,4 @@
-"""Lives in which the store is not what it was: an older state of it comes back, or its clock leaps."""
+"""Lives in which the store is not what it was: an older state comes back, its clock leaps, what was there is gone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,24 @@ from typing import Any
 from unittest.mock import patch
 
 from littlebigcluster import settings
+from littlebigcluster.epochs import names
 from littlebigcluster.roles import retention as role
 from littlebigcluster.testing import Member, Weather
 from tests.simulation.life import Life
+
+
+@contextmanager
+def _fast_retention(*, standing_seconds: float) -> Iterator[None]:
+    with ExitStack() as stack:
+        for where, name, value in (
+            (settings, "MIN_RETENTION_SECONDS", 0.0),
+            (role, "STANDING_SECONDS", standing_seconds),
+            (role, "FIRST_PASS_SECONDS", 0.5),
+            (role, "_RETRY_SECONDS", 0.5),
+            (role, "pass_interval", lambda _: 0.5),
+        ):
+            stack.enter_context(patch.object(where, name, value))
+        yield
 
 
 class _Staged(Life):
@@ -30,6 +45,24 @@ class _Staged(Life):
     async def _write(self, member: Member, epochs: int) -> None:
         for _ in range(epochs):
             await self.ledger.write(member)
+
+    async def _standbys(self, number: int) -> None:
+        for _ in range(number):
+            await self.s.join(settings=self.settings, can_lead=True)
+
+    def _stand_still(self, member: Member) -> None:
+        self.happens("pause", f"{member.name} stands still")
+        self.s.loop.freeze(member.machine)
+        self.s.net.stands_still(member.machine)
+
+    async def _leader(self, *, after_term: int = 0) -> Member:
+        """Who leads, and not only believes so."""
+        while True:
+            leaders = [each for each in self.s.alive if each.node.is_leader and not each.machine.frozen]
+            leader = max(leaders, key=lambda leader: leader.node.term, default=None)
+            if leader is not None and leader.node.term > after_term:
+                return leader
+            await asyncio.sleep(0.1)
 
 
 class Rewound(_Staged):
@@ -63,25 +96,11 @@ class Leapt(_Staged):
     """While a leader stands still, for less than a fence holds, and is replaced, the store's clock leaps ahead: all
     that was written is old, and retention would have it go."""
 
-    standing_seconds = 30.0
     fence_validity = 20.0
     still_seconds = 14.0
 
-    @contextmanager
-    def _scaled(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for where, name, value in (
-                (settings, "MIN_RETENTION_SECONDS", 0.0),
-                (role, "STANDING_SECONDS", self.standing_seconds),
-                (role, "FIRST_PASS_SECONDS", 0.5),
-                (role, "_RETRY_SECONDS", 0.5),
-                (role, "pass_interval", lambda _: 0.5),
-            ):
-                stack.enter_context(patch.object(where, name, value))
-            yield
-
     async def live(self) -> None:
-        with self._scaled():
+        with _fast_retention(standing_seconds=30.0):
             await self._live()
 
     async def _live(self) -> None:
@@ -89,15 +108,11 @@ class Leapt(_Staged):
             leader_timeout=2.0, suspect_timeout=1.0, fence_validity=self.fence_validity, retention=600.0,
             snapshot_epochs=3,
         )  # fmt: skip
-        heirs = [await self.s.join(settings=self.settings, can_lead=True) for _ in range(2)]
+        await self._standbys(2)
         await self._write(first, self.chance.randint(1, 5))
-        self.happens("pause", f"{first.name} stands still for {self.still_seconds:g} s")
-        self.s.loop.freeze(first.machine)
-        self.s.net.stands_still(first.machine)
+        self._stand_still(first)
         end = self.s.loop.now + self.still_seconds
-        while not any(heir.node.is_leader for heir in heirs):  # noqa: ASYNC110 - it is asked from outside
-            await asyncio.sleep(0.1)
-        heir = next(heir for heir in heirs if heir.node.is_leader)
+        heir = await self._leader(after_term=first.node.term)
         await self._write(heir, 5)
         await asyncio.sleep(1.0)
         self.happens("clock jump", "the clock of the store leaps ahead by an hour")
@@ -111,3 +126,43 @@ class Leapt(_Staged):
 
     async def judge(self) -> None:
         await self.ledger.judge(0.0, self.s.alive)  # how old anything is nobody can know
+
+
+class Slept(_Staged):
+    """A leader sleeps until the epoch is deleted that it was about to write: one has sent it, and it was created;
+    the next one sends it after it has woken."""
+
+    async def live(self) -> None:
+        with _fast_retention(standing_seconds=6.0):
+            await self._live()
+
+    async def _live(self) -> None:
+        self.retention = 16.0
+        first = await self._begin(
+            leader_timeout=2.0, suspect_timeout=1.0, fence_validity=3.0, retention=self.retention, snapshot_epochs=3
+        )
+        self.settings = replace(self.settings, write_timeout=1000.0)
+        await self._standbys(2)
+        await self._write(first, self.chance.randint(1, 5))
+        self.s.store.cut_to.add(first.name)
+        sent = names.wal(first.node.epoch.value + 1)
+        under_way = first.spawn(self.ledger.write(first))
+        while sent not in self.s.store.objects:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+        await self._sleep_past(first, sent)
+        await asyncio.wait([under_way])
+        second = await self._leader()
+        await self._sleep_past(second, names.wal(second.node.epoch.value + 1))
+        await self._write(second, 2)
+        await self.calm_down()
+
+    async def _sleep_past(self, sleeper: Member, epoch: str) -> None:
+        """Until this epoch is in the log, and is deleted."""
+        self._stand_still(sleeper)
+        self.s.store.cut_to.clear()
+        leader = await self._leader(after_term=sleeper.node.term)
+        while epoch in self.s.store.objects:
+            await self._write(leader, 1)
+            await asyncio.sleep(0.5)
+        self.note(f"{epoch} is deleted, and {sleeper.name} goes on")
+        self.s.loop.go_on(sleeper.machine)
