@@ -1,8 +1,10 @@
-"""Work in threads whose caller is cancelled: it is carried through, and nobody's result is let go of."""
+"""What a cancelled caller has begun in a thread is carried through; threads Python does not know are waited for."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,3 +48,20 @@ async def test_work_that_no_thread_has_begun_is_done_all_the_same() -> None:
         pool.submit(go_on.wait)
         await cancelled(lambda: done.append("closed") or "", go_on, undo=lambda _: None)
     assert done == ["closed"]
+
+
+def test_the_interpreter_stays_while_a_thread_of_another_library_hands_over_a_result() -> None:
+    """Such a thread is aborted with the whole process when it finds that the interpreter goes."""
+    program = """
+import _thread, time, littlebigcluster
+begun = _thread.allocate_lock()
+begun.acquire()
+def hand_over():
+    begun.release()
+    time.sleep(0.3)
+    print("handed over", flush=True)
+_thread.start_new_thread(hand_over, ())
+begun.acquire()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "handed over\n"

@@ -1,9 +1,11 @@
-"""Where threads come from, and what they wait on, so that a simulation can let them run one at a time."""
+"""Where threads come from, what they wait on, so that a simulation can let them run one at a time, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -52,3 +54,20 @@ async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], N
         if not task.cancelled() and task.exception() is None:
             undo(task.result())
         raise
+
+
+_MOMENT_SECONDS, _MOMENTS = 0.001, 2000
+
+
+def let_foreign_threads_finish() -> None:
+    """At the end of the process, before the interpreter goes: wait, for some seconds at most, until no thread of the
+    Rust libraries runs Python code. They do while they hand over a result, and whoever awaited that may be here first.
+    One that then wants the interpreter back, which is going, aborts the process (up to CPython 3.13)."""
+    for _ in range(_MOMENTS):
+        ours = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+        if ours.issuperset(sys._current_frames()):
+            return
+        threading.Event().wait(_MOMENT_SECONDS)
+
+
+atexit.register(let_foreign_threads_finish)
