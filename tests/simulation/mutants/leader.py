@@ -114,7 +114,7 @@ def done_again_for_the_same_key() -> AbstractContextManager[Any]:
 
 MUTANTS = [
     Mutant("acknowledged before durable", "acknowledged means durable", acknowledged_before_durable),
-    Mutant("applied before durable", "no reader sees what is not durable", applied_before_durable),
+    Mutant("applied before durable", "no reader sees what is not durable", applied_before_durable, 5),
     Mutant("fenced, and acknowledged", "a fenced leader acknowledges nothing", fenced_leader_acknowledges, 4, Stormy),
     Mutant("write dropped", "each acknowledged write is there", write_is_dropped),
     Mutant("page dropped", "an epoch holds the last image of each page", page_is_dropped),
