@@ -116,10 +116,10 @@ class _Reader:
     def pin(self) -> SnapshotConnection:
         """Hold the newest snapshot from here on, for all statements."""
         self._guard.reason = None
-        pin = sqlite3.Cursor(self.connection).execute(_PIN)
-        with self._lock:
-            self._pin = pin
-            self.connection.over = self.use.stop  # `expire` may have come before there was a pin
+        self.connection.over = None
+        self._pin = sqlite3.Cursor(self.connection).execute(_PIN)
+        if self.use.stop is not None:  # `expire` may have come before there was a pin
+            self.connection.over = self.use.stop
         return self.connection
 
     def release(self) -> None:
@@ -259,8 +259,7 @@ class Readers:
         held = [(reader, reader.use) for reader in [*self._serving, *self._lent]]
         for reader, use in held:
             reader.expire(use, SnapshotExpired(_CLOSED))
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
         deadline = self._clock.monotonic() + timeout
         while self._serving or self._lent:
             if self._clock.monotonic() > deadline:
@@ -336,29 +335,33 @@ class Readers:
         return fresh
 
     def _borrow(self) -> _Reader:
-        with self._hand_over:
+        try:
+            reader = self._idle.pop()  # the last one used: its statements are still prepared
+        except IndexError:
             if self._closed.is_set():
-                raise LbcError(_CLOSED)
-            # The last one used: its statements are still prepared.
-            reader = self._idle.pop() if self._idle else None
-        reader = reader or _Reader(self._connect)
+                raise LbcError(_CLOSED) from None
+            reader = _Reader(self._connect)
         reader.use = _Use(self._clock.monotonic() + self._max_age)
-        with self._hand_over:
-            if not self._closed.is_set():
-                self._lent[reader] = None
-                return reader
-        reader.close()
-        raise LbcError(_CLOSED)
+        self._lent[reader] = None
+        if self._closed.is_set():  # since: `close` may not have found it
+            self._give_back(reader)
+            raise LbcError(_CLOSED)
+        return reader
 
     def _give_back(self, reader: _Reader) -> None:
         reader.release()
-        with self._hand_over:
-            keep = not (self._closed.is_set() or reader.connection.altered)
-            if keep:
-                self._idle.append(reader)
-        if not keep:
+        if reader.connection.altered:
             reader.close()
+        else:
+            self._idle.append(reader)
+            if self._closed.is_set():  # looked at last: `close` may have emptied the list before
+                self._close_idle()
         self._lent.pop(reader, None)
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):  # any thread may do this at the same time
+            while True:
+                self._idle.pop().close()
 
     def _reap(self) -> None:
         """End reads that are too old: they keep the WAL growing."""
