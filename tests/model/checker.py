@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,21 +81,26 @@ BROKEN = (
 
 def install() -> None:
     """Spin from Debian's packages, if this is root. Raises Unavailable."""
-    missing = [packages for program, packages in PACKAGES.items() if not shutil.which(program)]
+    missing = _missing()
+    said = ""
     if missing and shutil.which("apt-get") and os.geteuid() == 0:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        names = " ".join(missing).split()
-        install = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", *names]
+        install = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", *missing]
         for command in (["apt-get", "update"], install):
-            subprocess.run(command, check=False, capture_output=True, env=environment, timeout=300)
-    require()
+            said = _run(Path("/"), *command, environment=environment, may_fail=True)
+    require(said)
 
 
-def require() -> None:
-    """Raises Unavailable."""
-    missing = [packages for program, packages in PACKAGES.items() if not shutil.which(program)]
+def require(said: str = "") -> None:
+    """Raises Unavailable; `said` tells why it could not be installed."""
+    missing = _missing()
     if missing:
-        raise Unavailable(f"the model checker is not installed; as root: apt-get install {' '.join(missing)}")
+        why = f"; apt-get said: {' '.join(said.split())[-500:]}" if said else ""
+        raise Unavailable(f"the model checker is not installed; as root: apt-get install {' '.join(missing)}{why}")
+
+
+def _missing() -> list[str]:
+    return [name for program, names in PACKAGES.items() if not shutil.which(program) for name in names.split()]
 
 
 def search(bounds: Bounds, define: str | None = None) -> Result:
@@ -104,8 +110,10 @@ def search(bounds: Bounds, define: str | None = None) -> Result:
         directory = Path(name)
         shutil.copy(SOURCE, directory)
         _run(directory, "spin", "-a", *defines, SOURCE.name)
-        _run(directory, "gcc", "-O2", "-w", "-DSAFETY", f"-DMEMLIM={MEMORY_MIB}", "-o", "pan", "pan.c")
-        shown = _run(directory, "./pan", f"-m{DEPTH}", "-w24")
+        # To compile well takes longer than most searches that end at a violation.
+        level = "-O0" if define else "-O2"
+        _run(directory, "gcc", level, "-w", "-DSAFETY", "-DNOCOMP", f"-DMEMLIM={MEMORY_MIB}", "-o", "pan", "pan.c")
+        shown = _run(directory, "./pan", f"-m{DEPTH}", "-w24", may_fail=True)
         counted = re.search(r"^ *([\d.e+]+) states, stored", shown, re.MULTILINE)
         failed = re.search(r"assertion violated \(+(\w+)", shown)
         errors = re.search(r"errors: (\d+)", shown)
@@ -124,11 +132,11 @@ def _story(directory: Path, defines: list[str]) -> list[str]:
     return [line for line, before in zip(lines, ["", *lines], strict=False) if line != before]
 
 
-def _run(directory: Path, *command: str) -> str:
+def _run(directory: Path, *command: str, environment: Mapping[str, str] | None = None, may_fail: bool = False) -> str:
     done = subprocess.run(
-        command, cwd=directory, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=MODEL_SECONDS,
+        command, cwd=directory, env=environment, check=False, text=True, timeout=MODEL_SECONDS,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    if done.returncode != 0 and command[0] != "./pan":
+    if done.returncode != 0 and not may_fail:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}")
     return done.stdout

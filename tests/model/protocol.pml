@@ -48,6 +48,7 @@ byte restarts = RESTARTS;
 byte first[EPOCHS + 2];     /* what was created first at each epoch: the log, deleted or not */
 byte head;                  /* the newest of these */
 byte raised;                /* the most that .last_retained ever was; the snapshot of this epoch exists */
+#define is_lowered (marker < raised) /* by a PUT that was late, until the next pass sets it right */
 
 /* Ages in ticks: of `_confirmed_at` and `asked_at` of each Log, and of the marker, as the leader saw it stand. */
 byte confirmed[NODES], asked[NODES], standing;
@@ -337,7 +338,7 @@ pass:
         :: break
         od;
 #ifdef DELETES_FIRST
-        own = each; raised = each; goto delete
+        own = each; goto delete
 #endif
         marker = each; own = each; standing = 0;
         raised = each;
@@ -356,7 +357,7 @@ delete: /* oldest first; one after the other, and maybe not all */
         :: each < own ->
             wal[each] = 0; previous[each] = 0;
             printf("epoch %d is deleted\n", each);
-            invariant(MarkerBeforeDeletion, marker >= own || late_markers < LATE_MARKERS);
+            invariant(MarkerBeforeDeletion, marker >= own || is_lowered);
             each = head;
             do
             :: each > raised && wal[each] == first[each] -> each--
