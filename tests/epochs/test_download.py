@@ -32,7 +32,7 @@ async def stored(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store,
 async def test_the_sink_gets_all_of_it_in_order(stored: tuple[Store, ObjectInfo]) -> None:
     store, info = stored
     got, read = list[bytes](), list[int]()
-    metadata = await snapshots.download(store, info, got.extend, on_bytes=read.append)
+    metadata, _ = await snapshots.download(store, info, got.extend, on_bytes=read.append)
     assert b"".join(got)[:16] == b"SQLite format 3\0"
     assert sum(map(len, got)) == metadata.raw_size_bytes
     assert sum(read) == info.size_bytes

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from littlebigcluster.clock import Clock
@@ -18,7 +19,7 @@ from littlebigcluster.roles import OnBytes, Restored, restore_at
 from littlebigcluster.store import Store
 from littlebigcluster.threads import in_thread
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
@@ -94,35 +95,53 @@ def fold(restored: Restored) -> Path:
     """Close the replica and make it one file, whose state checksum is computed from what is in it.
 
     Raises CorruptLog, OSError, sqlite3.Error (a full disk)."""
-    replica, metadata = restored.replica, restored.metadata
-    made, page_size = replica.path, replica.page_size
-    replica.close()
+    made = _one_file(restored)
+    _check(made, restored)
+    return made
+
+
+def _one_file(restored: Restored) -> Path:
+    made = restored.replica.path
+    restored.replica.close()
     connection = sqlite3.connect(made)
     try:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
     finally:
         connection.close()
-    checksum = StateChecksum(page_size)
+    return made
+
+
+def _check(made: Path, restored: Restored) -> None:
+    metadata = restored.metadata
+    checksum = StateChecksum(restored.replica.page_size)
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
     with made.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            checksum.feed(chunk)
+        while size_bytes := file.readinto(buffer):
+            checksum.feed(buffer[:size_bytes])
     if f"{checksum.value:016x}" != metadata.state_checksum:
         raise CorruptLog(
             names.wal(metadata.epoch),
             f"a database with state checksum {metadata.state_checksum}, found {checksum.value:016x} in the file",
         )
-    return made
 
 
 def _finish(restored: Restored, path: Path, change: Callable[[Path], None]) -> None:
     """One file, checked and on the disk, under its name."""
-    made = fold(restored)
+    made = _one_file(restored)
+    with ThreadPoolExecutor(1, thread_name_prefix="lbc-restoring") as thread:
+        syncing = thread.submit(_sync, made)  # the disk writes while its content is checked
+        _check(made, restored)
+    syncing.result()
     change(made)
-    with made.open("r+b") as file:
-        os.fsync(file.fileno())
+    _sync(made)
     made.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(made: Path) -> None:
+    with made.open("r+b") as file:
+        os.fsync(file.fileno())

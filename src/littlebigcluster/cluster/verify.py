@@ -32,10 +32,11 @@ from littlebigcluster.epochs import (
     read_metadata,
     read_repairs,
     retained,
+    snapshots,
     span_of,
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew
-from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, position_of_snapshot, read_epoch
+from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, read_epoch
 from littlebigcluster.store import ObjectInfo, Store
 from littlebigcluster.threads import in_thread
 
@@ -191,7 +192,7 @@ class Check:
             return None
         try:
             metadata = await read_metadata(self._store, self._oldest_first[0].key)
-            return await position_of_snapshot(self._store, metadata)
+            return await snapshots.position_of(self._store, metadata)
         except (CorruptLog, FormatTooNew):
             return None  # told when its turn comes
 
@@ -200,13 +201,14 @@ class Check:
         for info in self._oldest_first:
             epoch = epoch_of(info)
             try:
-                metadata, replica = await load_snapshot(
+                loaded = await load_snapshot(
                     self._store, self._identity, info, directory, clock=self._clock, on_bytes=self._count
                 )
             except (CorruptLog, FormatTooNew) as error:
                 self._notice(error)
                 self.bad_snapshots[epoch] = problem(error)
                 continue
+            metadata, replica = loaded.metadata, loaded.replica
             try:
                 if self.newest is None or metadata.epoch > self.newest.epoch:
                     self.newest = metadata
@@ -225,13 +227,13 @@ class Check:
     async def replay(self, directory: Path) -> None:
         """Apply every epoch to the state before it."""
         replica: Replica | None = None
-        snapshots = {epoch_of(info): info for info in self._oldest_first}
+        infos = {epoch_of(info): info for info in self._oldest_first}
 
         async def from_snapshot(epoch: int) -> Replica | None:
-            if epoch not in snapshots or epoch in self.bad_snapshots:
+            if epoch not in infos or epoch in self.bad_snapshots:
                 return None
-            _, loaded = await load_snapshot(self._store, self._identity, snapshots[epoch], directory, clock=self._clock)
-            return loaded
+            loaded = await load_snapshot(self._store, self._identity, infos[epoch], directory, clock=self._clock)
+            return loaded.replica
 
         try:
             replica = await from_snapshot(self.first)

@@ -33,9 +33,10 @@ LEVEL = 1
 HEADER = struct.Struct("<II")
 MAX_METADATA_BYTES = 1 << 16
 """A sane bound: real ones are below 1 KiB."""
+PIECE_BYTES = 1 << 18
+"""So much is decompressed at a time."""
 
 _CHECK_BYTES = len(b',"check":"0123456789abcdef"}')
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +145,22 @@ class Decompressor:
         self._raw_size_bytes = 0
 
     def feed(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The raw content of all of `chunks`, which are the whole stored content, in pieces of at most 1 MiB
-        when compressed. Raises CorruptLog, at the end of the input at the latest."""
+        """The raw content of all of `chunks`, which are the whole stored content, in pieces of at most
+        `PIECE_BYTES` when compressed. Raises CorruptLog, at the end of the input at the latest."""
         for chunk in chunks:
-            yield from self.piece(chunk)
+            for raw in self.unhashed(chunk):
+                self.hash([raw])
+                yield raw
         self.finish()
 
-    def piece(self, chunk: bytes) -> Iterator[bytes]:
-        """The raw content that `chunk` of the stored content yields."""
-        return self.hashed(self.unhashed(chunk))
-
-    def hashed(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """The pieces as they are; all of the raw content has to go through this, in order. May be another thread's
-        work than `unhashed`."""
+    def hash(self, pieces: Iterable[bytes]) -> None:
+        """All of the raw content has to come here, in order, before `finish`. May be another thread's work than
+        `unhashed`."""
         for raw in pieces:
             self._raw.update(raw)
-            yield raw
 
     def unhashed(self, chunk: bytes) -> Iterator[bytes]:
-        """Like `piece`, for `hashed`."""
+        """The raw content that `chunk` of the stored content yields."""
         self._stored.update(chunk)
         for raw in self._decompress(chunk) if self._zstd else [chunk]:
             self._raw_size_bytes += len(raw)
@@ -179,7 +177,7 @@ class Decompressor:
                     if chunk or self._zstd.unused_data:
                         raise self._corrupt("nothing after the zstd frame")
                     return
-                raw = self._zstd.decompress(chunk, _CHUNK_BYTES)
+                raw = self._zstd.decompress(chunk, PIECE_BYTES)
                 chunk = b""
                 if raw:
                     yield raw

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import xxhash
 
 from littlebigcluster.epochs import codec, names
+from littlebigcluster.epochs.lane import Lane
+from littlebigcluster.epochs.log import Position
 from littlebigcluster.epochs.metadata import Metadata
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.errors import CorruptLog
@@ -23,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
 _WINDOW = 4
-_BATCH = 4
-"""Pieces, of at most 1 MiB where they are compressed, that are decompressed at a time."""
+_BATCH_BYTES = 4 << 20
+_BATCH = _BATCH_BYTES // codec.PIECE_BYTES
+"""Pieces that are decompressed at a time."""
+_AHEAD = 3
+"""Batches that are decompressed and not yet hashed, or not yet written."""
 _ATTEMPTS = 3
 """So often a snapshot is sent that the store does not give back as it was."""
 
@@ -181,20 +188,21 @@ async def download(
     sink: Callable[[Iterable[bytes]], None],
     *,
     on_bytes: Callable[[int], None] = lambda count: None,
-) -> Metadata:
+) -> tuple[Metadata, Position]:
     """Fetch a snapshot by a few range reads at a time and hand its raw pieces, in order, to `sink` in a thread.
+    Returns its metadata, and where the log goes on from it.
 
-    `sink` gets a few pieces at a time, while the next ones are decompressed in another thread, and `on_bytes` is told
-    how many more bytes of the object have been read; only when this returns all of it is known to be good. When it
-    ends, in whatever way, `sink` does nothing any more.
+    `sink` gets a few pieces at a time, while these are hashed in a second thread, and the next ones decompressed in a
+    third; `on_bytes` is told how many more bytes of the object have been read. Only when this returns all of it is
+    known to be good. When it ends, in whatever way, `sink` does nothing any more.
     Raises CorruptLog, FormatTooNew, StoreUnavailable, and what `sink` raises.
     """
     name = info.key
     size = info.size_bytes
     reads = (_read(store, name, start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES))
     decompressor: codec.Decompressor | None = None
-    behind: asyncio.Future[None] | None = None
-    try:
+    whole = hashlib.sha256()
+    async with Lane("lbc-hashing", ahead=_AHEAD) as hashing, Lane("lbc-restoring", ahead=_AHEAD) as restoring:
         async with aclosing(in_order(reads, window=_WINDOW)) as pieces:
             async for piece in pieces:
                 start = 0
@@ -202,24 +210,38 @@ async def download(
                     metadata, start = codec.decode_header(piece, name=name)
                     check_snapshot(metadata, name)
                     decompressor = codec.Decompressor(metadata, name=name, offset=start)
+                if not metadata.epoch:
+                    await hashing.put(partial(whole.update, piece))
                 raws = decompressor.unhashed(piece[start:])
                 while batch := await asyncio.to_thread(lambda raws=raws: list(islice(raws, _BATCH))):  # type: ignore[misc]
-                    if behind is not None:
-                        await asyncio.shield(behind)
-                    behind = asyncio.ensure_future(asyncio.to_thread(sink, decompressor.hashed(batch)))
+                    await hashing.put(partial(decompressor.hash, batch))
+                    await restoring.put(partial(sink, batch))
                 on_bytes(len(piece))
-        if behind is not None:
-            await asyncio.shield(behind)
-    finally:
-        while behind is not None and not behind.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([behind])
-        if behind is not None and not behind.cancelled():
-            behind.exception()  # told already, or something else is
+        await hashing.drain()
+        await restoring.drain()
     if decompressor is None:
         raise CorruptLog(name, "the metadata of a snapshot, found nothing")
     decompressor.finish()
-    return metadata
+    return metadata, _position(metadata, whole)
+
+
+async def position_of(store: Store, metadata: Metadata) -> Position:
+    """Where the log goes on from the snapshot with this metadata, without a look at its content if that can be told.
+    Raises StoreUnavailable."""
+    whole = hashlib.sha256()
+    if not metadata.epoch:
+        async with aclosing(in_order(_ranges(store, names.snapshot(0)), window=_WINDOW)) as pieces:
+            async for piece in pieces:
+                await asyncio.to_thread(whole.update, piece or b"")
+                if piece is None or len(piece) < CHUNK_BYTES:
+                    break
+    return _position(metadata, whole)
+
+
+def _position(metadata: Metadata, whole: hashlib._Hash) -> Position:
+    """Only before the first epoch there is no epoch's object: the log goes on from `whole`, the snapshot's own hash."""
+    sha256 = metadata.previous_sha256 if metadata.epoch else whole.hexdigest()
+    return Position(metadata.epoch, metadata.term, sha256)
 
 
 async def _read(store: Store, name: str, start: int, length: int) -> bytes:

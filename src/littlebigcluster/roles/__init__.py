@@ -6,13 +6,7 @@ from littlebigcluster.roles.encoding import encode_epoch
 from littlebigcluster.roles.follower import Follower
 from littlebigcluster.roles.leader import Leadership
 from littlebigcluster.roles.local import LocalCopy
-from littlebigcluster.roles.restore import (
-    held,
-    load_snapshot,
-    position_of_snapshot,
-    restore,
-    restore_at,
-)
+from littlebigcluster.roles.restore import held, load_snapshot, restore, restore_at
 from littlebigcluster.roles.snapshotter import Made, Snapshotter
 from littlebigcluster.roles.strong import SharedProof
 
@@ -33,7 +27,6 @@ __all__ = [
     "encode_epoch",
     "held",
     "load_snapshot",
-    "position_of_snapshot",
     "read_epoch",
     "restore",
     "restore_at",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -57,16 +56,14 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
         return former
     asked_at = clock.boottime()
     found = await survey(store)
-    metadata, replica, info = await _newest_snapshot(store, identity, found, directory, clock=clock)
+    restored = (await _newest_snapshot(store, identity, found, directory, clock=clock)).restored(asked_at)
     try:
-        position = await position_of_snapshot(store, metadata)
-        restored = Restored(replica, position, asked_at, metadata, SinceSnapshot(metadata.epoch, info.size_bytes))
         way = Way(found)
         await catch_up(store, restored, way, way.head, cluster_id=identity.cluster_id)
         return restored
     except BaseException:
-        replica.close()
-        await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)
+        restored.replica.close()
+        await asyncio.to_thread(shutil.rmtree, restored.replica.path.parent, ignore_errors=True)
         raise
 
 
@@ -127,22 +124,20 @@ async def _restore_at(
         found.merged,
     )
     count = Count(on_bytes)
-    metadata, replica, _ = await _newest_of(store, identity, before, directory, clock=clock, count=count)
+    asked_at = clock.boottime()
+    loaded = await _newest_of(store, identity, before, directory, clock=clock, count=count)
+    restored = loaded.restored(asked_at)
     try:
-        position = await position_of_snapshot(store, metadata)
-        restored = Restored(replica, position, clock.boottime(), metadata, SinceSnapshot(metadata.epoch, 0))
         await catch_up(store, restored, Way(before), epoch, cluster_id=identity.cluster_id, count=count)
         if restored.position.epoch != epoch:
             raise CorruptLog(names.wal(epoch), "an object, found none: the log has a hole")
         return restored
     except BaseException:
-        replica.close()
+        restored.replica.close()
         raise
 
 
-async def _newest_snapshot(
-    store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock
-) -> tuple[Metadata, Replica, ObjectInfo]:
+async def _newest_snapshot(store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock) -> Loaded:
     """The newest sound snapshot of those the hint leads to, else of all."""
     try:
         return await _newest_of(store, identity, found, directory, clock=clock)
@@ -158,7 +153,7 @@ async def _newest_snapshot(
 
 async def _newest_of(
     store: Store, identity: Identity, found: Survey, directory: Path, *, clock: Clock, count: Count | None = None
-) -> tuple[Metadata, Replica, ObjectInfo]:
+) -> Loaded:
     """The newest sound snapshot; a damaged one is passed over, and says so."""
     first_error: CorruptLog | None = None
     way = Way(found)
@@ -166,8 +161,7 @@ async def _newest_of(
     for info in found.snapshots:
         count.begin(info.size_bytes + way.size_bytes(way.steps(epoch_of(info) + 1, way.head)))
         try:
-            metadata, replica = await load_snapshot(store, identity, info, directory, clock=clock, on_bytes=count.add)
-            return metadata, replica, info
+            return await load_snapshot(store, identity, info, directory, clock=clock, on_bytes=count.add)
         except CorruptLog as error:
             logger.error("passing over a damaged snapshot: %s", error)
             first_error = first_error or error
@@ -178,6 +172,21 @@ async def _newest_of(
     raise unfinished(store, identity)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A snapshot that has become a replica."""
+
+    replica: Replica
+    position: Position
+    metadata: Metadata
+    info: ObjectInfo
+
+    def restored(self, confirmed_at: float) -> Restored:
+        """The same, as that to which epochs are added."""
+        since = SinceSnapshot(self.metadata.epoch, self.info.size_bytes)
+        return Restored(self.replica, self.position, confirmed_at, self.metadata, since)
+
+
 async def load_snapshot(
     store: Store,
     identity: Identity,
@@ -186,7 +195,7 @@ async def load_snapshot(
     *,
     clock: Clock,
     on_bytes: Callable[[int], None] = lambda size_bytes: None,
-) -> tuple[Metadata, Replica]:
+) -> Loaded:
     """The replica that a snapshot makes, in a directory of its own below `directory`; `on_bytes` is told how much more
     has been read. Raises CorruptLog when it is not sound, FormatTooNew, StoreUnavailable, OSError."""
     path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
@@ -194,7 +203,7 @@ async def load_snapshot(
     try:
         with path.open("wb") as file:
             target = Target(file, StateChecksum(identity.settings.page_size))
-            metadata = await snapshots.download(store, info, target.write, on_bytes=on_bytes)
+            metadata, position = await snapshots.download(store, info, target.write, on_bytes=on_bytes)
         if metadata.cluster_id != identity.cluster_id:
             raise CorruptLog(info.key, f'cluster "{identity.cluster_id}", found "{metadata.cluster_id}"')
         found = f"{target.checksum.value:016x}"
@@ -202,7 +211,7 @@ async def load_snapshot(
             raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
         check_sqlite_version(metadata.min_sqlite_version)
         opening = partial(Replica.open, path, clock=clock, checksum=target.checksum)
-        return metadata, await in_thread(opening, undo=Replica.close)
+        return Loaded(await in_thread(opening, undo=Replica.close), position, metadata, info)
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
         raise
@@ -220,18 +229,16 @@ class Target:
         for piece in pieces:
             if self._file is not None:
                 self._file.write(piece)
-            whole = self.rest + piece
-            end = len(whole) - len(whole) % self.checksum.page_size
-            self.checksum.feed(memoryview(whole)[:end])
-            self.rest = whole[end:]
-
-
-async def position_of_snapshot(store: Store, metadata: Metadata) -> Position:
-    """Where in the log the snapshot with this metadata stands. Raises StoreUnavailable."""
-    if metadata.epoch > 0:
-        return Position(metadata.epoch, metadata.term, metadata.previous_sha256)
-    body = await store.get(names.snapshot(0)) or b""
-    return Position(0, metadata.term, hashlib.sha256(body).hexdigest())
+            view = memoryview(piece)
+            if self.rest:
+                missing = self.checksum.page_size - len(self.rest)
+                self.rest, view = self.rest + view[:missing], view[missing:]
+                if len(self.rest) < self.checksum.page_size:
+                    continue
+                self.checksum.feed(self.rest)
+            end = len(view) - len(view) % self.checksum.page_size
+            self.checksum.feed(view[:end])
+            self.rest = bytes(view[end:])
 
 
 async def _former(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored | None:

@@ -162,7 +162,7 @@ class Retention:
     async def _read(self, info: ObjectInfo) -> None:
         """Raises CorruptLog unless the snapshot is whole, and leads to the state that it claims to be."""
         target = Target(None, StateChecksum(self._local.metadata.page_size))
-        metadata = await snapshots.download(self._store, info, target.write)
+        metadata, _ = await snapshots.download(self._store, info, target.write)
         found = f"{target.checksum.value:016x}"
         if target.rest or found != metadata.state_checksum or metadata.cluster_id != self._local.cluster_id:
             raise CorruptLog(info.key, f"a database with state checksum {metadata.state_checksum}, found {found}")
