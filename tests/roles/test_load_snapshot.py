@@ -108,7 +108,7 @@ async def test_a_disk_that_gets_full_on_the_way_is_said_and_nothing_is_left(stor
 
 
 class Stopping(Counting):
-    """Gives the second range of a snapshot never."""
+    """Never gives the second range of a snapshot."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)

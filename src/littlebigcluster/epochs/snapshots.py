@@ -30,7 +30,7 @@ _WINDOW = 4
 _BATCH_BYTES = 4 << 20
 _BATCH = _BATCH_BYTES // codec.PIECE_BYTES
 """Pieces that are decompressed at a time."""
-_AHEAD = 3
+_AHEAD = 2
 """Batches that are decompressed and not yet hashed, or not yet written."""
 _ATTEMPTS = 3
 """So often a snapshot is sent that the store does not give back as it was."""
