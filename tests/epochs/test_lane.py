@@ -19,7 +19,7 @@ async def test_calls_are_carried_out_in_order_in_one_thread() -> None:
         done.append(number)
         threads.add(threading.current_thread().name)
 
-    async with Lane("lane", ahead=2) as lane:
+    async with Lane(name="lane", ahead=2) as lane:
         for number in range(20):
             await lane.put(partial(call, number))
         await lane.drain()
@@ -30,7 +30,7 @@ async def test_calls_are_carried_out_in_order_in_one_thread() -> None:
 async def test_nobody_is_further_ahead_than_allowed() -> None:
     go = threading.Event()
     try:
-        async with Lane("lane", ahead=2) as lane:
+        async with Lane(name="lane", ahead=2) as lane:
             for _ in range(2):
                 await lane.put(lambda: go.wait(20))
             third = asyncio.create_task(lane.put(lambda: None))
@@ -50,7 +50,7 @@ async def test_what_a_call_raises_comes_out_and_nothing_runs_after_it() -> None:
         go.wait(20)
         raise OSError(28, "No space left on device")
 
-    async with Lane("lane", ahead=3) as lane:
+    async with Lane(name="lane", ahead=3) as lane:
         await lane.put(fail)
         await lane.put(partial(ran.append, 1))
         go.set()
@@ -69,7 +69,7 @@ async def test_the_end_waits_for_what_runs_and_leaves_out_what_has_not_begun(how
         ran.append(0)
 
     async def work() -> None:
-        async with Lane("lane-to-end", ahead=3) as lane:
+        async with Lane(name="lane-to-end", ahead=3) as lane:
             await lane.put(slow)
             await lane.put(partial(ran.append, 1))
             await asyncio.to_thread(entered.wait, 20)

@@ -24,7 +24,6 @@ from littlebigcluster.roles.restore import Loaded, restore
 from littlebigcluster.store import Counting, ObjectInfo, Store
 
 RANGE = snapshots.CHUNK_BYTES
-LANES = ("lbc-hashing", "lbc-restoring")
 
 
 class Stored:
@@ -130,4 +129,4 @@ async def test_who_is_cancelled_on_the_way_leaves_no_file_and_no_thread(stored: 
     with pytest.raises(asyncio.CancelledError):
         await loading
     assert list(stored.directory.iterdir()) == []
-    await eventually(lambda: not any(each.name.startswith(LANES) for each in threading.enumerate()))
+    await eventually(lambda: not any(each.name.startswith("lbc-restoring") for each in threading.enumerate()))

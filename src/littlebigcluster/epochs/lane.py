@@ -18,7 +18,7 @@ class Lane:
     anything after a call that has failed.
     """
 
-    def __init__(self, name: str, *, ahead: int) -> None:
+    def __init__(self, *, name: str, ahead: int) -> None:
         """So many calls may run or wait at a time. `name` is the thread's."""
         self._name, self._ahead = name, ahead
         # Invariant: at most `ahead`, in the order in which they run.

@@ -202,7 +202,7 @@ async def download(
     reads = (_read(store, name, start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES))
     decompressor: codec.Decompressor | None = None
     whole = hashlib.sha256()
-    async with Lane("lbc-hashing", ahead=_AHEAD) as hashing, Lane("lbc-restoring", ahead=_AHEAD) as restoring:
+    async with _lane() as hashing, _lane() as restoring:
         async with aclosing(in_order(reads, window=_WINDOW)) as pieces:
             async for piece in pieces:
                 start = 0
@@ -223,6 +223,10 @@ async def download(
         raise CorruptLog(name, "the metadata of a snapshot, found nothing")
     decompressor.finish()
     return metadata, _position(metadata, whole)
+
+
+def _lane() -> Lane:
+    return Lane(name="lbc-restoring", ahead=_AHEAD)
 
 
 async def position_of(store: Store, metadata: Metadata) -> Position:
