@@ -15,6 +15,7 @@ from littlebigcluster import LbcError
 from tests.chaos.node import Disk
 from tests.scenarios.checker import INSERT
 from tests.scenarios.host import Host, Hosts, hosts
+from tests.scenarios.stage import WAIT
 
 LOOK = 1.0
 """Longer than a node takes to notice that descriptors are scarce, or that they are not."""
@@ -41,7 +42,8 @@ async def on_s3(s3_url: str) -> AsyncIterator[Hosts]:
 @pytest.mark.slow
 async def test_without_descriptors_a_leader_goes_on_with_the_connections_it_has(on_s3: Hosts) -> None:
     a = await on_s3.leader()
-    b = await on_s3.start(join={"address": "127.0.0.1:0", "can_lead": True})
+    # Not replaced for a moment without a word on a busy machine: it takes no connection on which to ask it.
+    b = await on_s3.start(join={"address": "127.0.0.1:0", "can_lead": True}, suspect_timeout=WAIT)
     await b.sees(lambda status: status["fed"])
     for host in (a, b):
         assert await on_s3.forward(host) == "acknowledged"
