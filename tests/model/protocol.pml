@@ -115,7 +115,7 @@ look: /* Log.next, Log.is_head */
         :: is_confirmed && wal[at + 1] != 0 && previous[at + 1] == hash -> /* Log.advance */
             at++; hash = wal[at];
             printf("node %d reads epoch %d\n", me, at);
-            /* Except for a reader that is a whole retention behind, when the marker was lowered: the next link tells. */
+            /* Except, when the marker was lowered, for an orphan that somebody has sent a whole retention ago: the next link tells. */
             invariant(ReadersSeeDurable, hash == first[at] || late_markers < LATE_MARKERS);
 #ifdef READING_CONFIRMS
             confirmed[me] = 0;
