@@ -306,6 +306,21 @@ async def test_a_foreign_beacon_is_no_sign_of_life() -> None:
         await s.check(b)
 
 
+@pytest.mark.parametrize("feed", [False, True])
+async def test_a_leader_whose_epochs_do_not_get_through_is_replaced_though_its_beacons_do(feed: bool) -> None:
+    async with stage() as s:
+        a = await s.leader(feed=feed)
+        b = await s.actor(feed=feed)
+        a.gate.shut("create")
+        late = asyncio.create_task(s.recorder.write(a.node))
+        await eventually(lambda: a.gate.held)
+        await b.node.wait_until_leader(timeout=WAIT)
+        assert await s.recorder.write(b.node) == "acknowledged"
+        a.gate.open()
+        assert await late == "refused"
+        await s.check()
+
+
 async def test_an_outcome_that_stays_unknown_names_the_epoch() -> None:
     async with stage() as s:
         a = await s.leader(shutdown_timeout=0.2)

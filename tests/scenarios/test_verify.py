@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from littlebigcluster import CorruptLog, NotInitialized
+from littlebigcluster import Cluster, CorruptLog, NotInitialized
 from littlebigcluster.cluster import verify as verifying
 from littlebigcluster.cluster.verify import runs
 from littlebigcluster.database import StateMismatch
@@ -138,8 +138,10 @@ async def test_without_an_identity_there_is_nothing_to_verify(g: Group) -> None:
     with pytest.raises(CorruptLog):
         await g.cluster.verify()
     await g.store.delete([names.CLUSTER])
-    with pytest.raises(NotInitialized):
+    with pytest.raises(CorruptLog, match=r"run `lbc -p .* repair`"):
         await g.cluster.verify()
+    with pytest.raises(NotInitialized):
+        await Cluster("memory://").verify()
 
 
 def test_runs_are_reached_from_sound_snapshots_over_sound_epochs() -> None:

@@ -33,7 +33,7 @@ from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
-from littlebigcluster.store import Store
+from littlebigcluster.store import Store, allowed_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Leadership:
         """A moment after which this node certainly led: when the newest epoch in its copy, its own, was sent."""
         self._sign_at = 0.0
         """When the next sign of life is due."""
+        self._in_doubt_at = float("inf")
+        """From when on an epoch has been on its way for so long that this leader cannot be said to write."""
         self._doubted = False
         self._refusal: Exception = NotLeader("this node does not lead any more")  # why `_commit` has returned False
         self._renewed = asyncio.Event()
@@ -278,6 +280,9 @@ class Leadership:
             await asyncio.sleep(max(0.0, self._sign_at - now()))
             if now() < self._sign_at:
                 continue
+            if now() > self._in_doubt_at:  # another node may have a store that takes its epochs
+                self._sign_at = now() + min(self._sign_interval, _RETRY_SECONDS)
+                continue
             count += 1
             beacon = Beacon(self._identity.cluster_id, self.term, self._local.epoch.value, count)
             try:
@@ -343,6 +348,7 @@ class Leadership:
         try:
             wal, metadata, body = await local.run(self._encode, batch, leader)
             sent_at = self._clock.monotonic()
+            self._in_doubt_at = sent_at + allowed_seconds(3 * self._sign_interval, len(body))
             outcome = await local.log.append(body, term=self.term)
         except StoreUnavailable as error:
             message, transient = f"not written: {error}", error.transient
@@ -363,6 +369,7 @@ class Leadership:
             self.proven_at = sent_at
         finally:
             batch.acknowledge(epoch)  # it is durable, whatever became of the local copy
+        self._in_doubt_at = float("inf")
         self._sign_at = self._clock.monotonic() + self._sign_interval
         self._on_epoch(metadata)
         return True

@@ -8,7 +8,7 @@ from .object_store import ObjectStore
 from .once import Mine, NoLongerValid, Resolution, Theirs, Unresolved, put_if_absent
 from .open import Location, open_store
 from .probe import probe_exists, probe_race
-from .retry import retried
+from .retry import allowed_seconds, retried
 from .scoped import Scoped
 from .wrappers import Counting, Latency, LogNormal, Slow, Wrapper
 
@@ -37,6 +37,7 @@ __all__ = [
     "Unknown",
     "Unresolved",
     "Wrapper",
+    "allowed_seconds",
     "examine_store",
     "open_store",
     "probe_exists",
