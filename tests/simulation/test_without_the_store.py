@@ -36,11 +36,13 @@ def test_a_leader_without_the_store_is_replaced_after_leader_timeout(
         assert a.node._leadership is not None
         since = simulation.loop.now - a.node._leadership.store_age
         getattr(simulation.store, way).add("a")
-        if writing:
-            with contextlib.suppress(LbcError):
-                await a.node.execute("INSERT INTO t VALUES (1)")
+        write = asyncio.create_task(a.node.execute("INSERT INTO t VALUES (1)")) if writing else None
         await b.node.wait_until_leader(timeout=100 * leader_timeout)
-        return simulation.loop.now - since
+        took = simulation.loop.now - since
+        if write is not None:
+            with contextlib.suppress(LbcError):
+                await write
+        return took
 
     unheard = 0.4 * leader_timeout if way == "cut_to" else 0.0
     for seed in range(2):
