@@ -19,6 +19,8 @@ from littlebigcluster.store import open_store
 from tests.cluster.group import group
 from tests.scenarios import dying_mover
 
+pytestmark = pytest.mark.slow
+
 MOST_STEPS = 60
 FORMER = [("former",)]
 ROWS = [("one",), ("two",)]

@@ -34,6 +34,8 @@ from tests.scenarios.stage import FAST, memory
 from tests.servers import Server
 from tests.tools.proxy import Break, proxied
 
+pytestmark = pytest.mark.slow
+
 QUERY = "SELECT id, hex(v) FROM job ORDER BY id"
 Rows = list[tuple[Any, ...]]
 

@@ -26,6 +26,8 @@ from tests.dated import Dated
 from tests.scenarios.applications import Content, changes, content, content_of, make_application
 from tests.scenarios.stage import WAIT
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (
     [int(os.environ["LBC_SEED"])] if "LBC_SEED" in os.environ else list(range(int(os.environ.get("LBC_SEEDS", "3"))))
 )
