@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("protocol.pml")
@@ -127,7 +128,8 @@ def search(bounds: Bounds, define: str | None = None) -> Result:
 
 def _story(directory: Path, defines: list[str]) -> list[str]:
     shown = _run(directory, "spin", "-t", "-T", *defines, SOURCE.name)
-    lines = shown.split("spin: ")[0].splitlines()
+    told = [line for line in shown.splitlines() if not line.startswith("spin: warning")]  # of times of files, say
+    lines = list(takewhile(lambda line: not line.startswith("spin: "), told))
     # Ticks come in rows, and what happened long before tells little.
     return [line for line, before in zip(lines, ["", *lines], strict=False) if line != before]
 

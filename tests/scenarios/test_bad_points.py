@@ -180,6 +180,6 @@ async def test_a_destination_that_holds_other_things_keeps_them_and_one_that_is_
     assert (tmp_path / "file").read_text() == "not a directory"
     await target.store.put(names.wal(9), b"left over")
     await target.store.delete([names.CLUSTER])
-    with pytest.raises(LbcError, match="of a former cluster; delete it"):
+    with pytest.raises(LbcError, match="of a former cluster; delete all of"):
         await g.cluster.clone(target)
     assert await target.store.get("models/1") == b"weights"

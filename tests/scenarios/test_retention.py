@@ -165,7 +165,7 @@ async def test_a_pass_that_fails_is_tried_again_and_does_not_end_the_leadership(
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
 
     class NoLists(Dated):
-        failing = True
+        failing = False
 
         async def list(self, prefix: str, start_after: str = "") -> Any:
             if self.failing and prefix == names.DIRECTORY:
@@ -174,6 +174,7 @@ async def test_a_pass_that_fails_is_tried_again_and_does_not_end_the_leadership(
 
     store = NoLists()
     async with stage(store) as s:
+        store.failing = True  # not before: `init` lists, too
         a = await s.leader()
         await eventually(lambda: caplog.text.count("will try again: no list") > 1)
         store.failing = False
