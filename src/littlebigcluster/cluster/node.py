@@ -296,6 +296,7 @@ class Node(Writing, Returning, Snapshotting):
             on_epoch=self._saw,
             on_leading=self._begin_to_lead,
             on_durable=self._publish,
+            on_beacon=self._keep_alive,
         )
         try:
             if await leadership.run():
@@ -331,6 +332,10 @@ class Node(Writing, Returning, Snapshotting):
     def _publish(self, epoch: int, body: bytes) -> None:
         if self._presence is not None:
             self._presence.publish_epoch(epoch, body)
+
+    def _keep_alive(self) -> None:
+        if self._presence is not None:
+            self._presence.keep_alive()  # at once: followers that hear late of it would look for themselves
 
     async def _end_presence(self) -> None:
         presence, self._presence = self._presence, None

@@ -78,9 +78,13 @@ class Presence:
         while True:
             self._roster.expire(self._clock.monotonic())
             self._send_members()
-            alive = {"term": self.term, "epoch": self._epoch, "store_age": round(self._store_age(), 3)}
-            self._feed.publish(frames.pack_json(frames.KEEP_ALIVE, alive))
+            self.keep_alive()
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
+
+    def keep_alive(self) -> None:
+        """Tell everybody that this node leads, and how long ago the store has last taken a write of it."""
+        alive = {"term": self.term, "epoch": self._epoch, "store_age": round(self._store_age(), 3)}
+        self._feed.publish(frames.pack_json(frames.KEEP_ALIVE, alive))
 
     def end(self) -> None:
         """The leadership has ended."""

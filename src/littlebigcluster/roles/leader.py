@@ -63,10 +63,12 @@ class Leadership:
         on_epoch: Callable[[Metadata], None],
         on_leading: Callable[[], None],
         on_durable: Callable[[int, bytes], None],
+        on_beacon: Callable[[], None],
     ) -> None:
         self._store, self._local, self._settings, self._identity = store, local, settings, identity
         self._me, self._directory, self._snapshotter, self._clock = me, directory, snapshotter, clock
-        self._on_epoch, self._on_leading, self._on_durable = on_epoch, on_leading, on_durable
+        self._on_epoch, self._on_leading = on_epoch, on_leading
+        self._on_durable, self._on_beacon = on_durable, on_beacon
         self.term = local.log.position.term + 1
         self.writer: Writer | None = None
         """Takes writes while this node leads; None before and after."""
@@ -289,6 +291,7 @@ class Leadership:
                 await self._store.put(names.BEACON, beacon.encode())
                 self._store_answered_at = now()
                 self._sign_at = now() + self._sign_interval
+                self._on_beacon()
             except StoreUnavailable as error:
                 logger.warning("cannot show a sign of life: %s", error)
                 self._sign_at = now() + min(self._sign_interval, _RETRY_SECONDS)
