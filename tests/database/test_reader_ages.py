@@ -6,8 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 from replicated import ENDLESS, Database, all_busy, until
@@ -18,13 +17,6 @@ from littlebigcluster.database.readers import Readers
 from littlebigcluster.errors import LbcError, SnapshotExpired
 
 FAR_TOO_LONG = 1000.0
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(tmp_path)
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -73,11 +73,12 @@ def _of_one_cluster(store: Store, told: list[Metadata], expected_id: str | None)
     if expected_id is not None and ids and expected_id not in ids:
         raise WrongCluster(f'{store.url} holds the log of {" and ".join(ids)}, not of "{expected_id}"')
     chosen = [each for each in told if expected_id in (None, each.cluster_id)]
-    if len({_described(each) for each in chosen}) == 1:
+    clusters = sorted({_described(each) for each in chosen})
+    if len(clusters) == 1:
         return chosen
     tells = "no object that can be read"
-    if chosen:
-        tells = f"objects of {_quoted(sorted({_described(each) for each in chosen}))}; give the id of the right one"
+    if clusters:
+        tells = f"objects of {' and of '.join(clusters)}; give the id of the right one"
     raise CorruptLog(
         names.CLUSTER,
         "the identity of this cluster; its id and the size of its pages can be told by the log, but that has"
@@ -85,17 +86,9 @@ def _of_one_cluster(store: Store, told: list[Metadata], expected_id: str | None)
     )
 
 
-def _agree(identity: Identity, metadata: Metadata) -> bool:
-    return _described(identity) == _described(metadata)
-
-
 def _described(what: Identity | Metadata) -> str:
     page_size = what.settings.page_size if isinstance(what, Identity) else what.page_size
     return f'"{what.cluster_id}" with pages of {page_size} bytes'
-
-
-def _quoted(whats: list[str]) -> str:
-    return " and of ".join(whats)
 
 
 async def _told(store: Store, present: Identity | None) -> list[Metadata]:
@@ -106,7 +99,7 @@ async def _told(store: Store, present: Identity | None) -> list[Metadata]:
             metadata = await read_metadata(store, info.key)
         except CorruptLog:
             continue  # others tell
-        if present is not None and _agree(present, metadata):
+        if present is not None and _described(present) == _described(metadata):
             return []
         told.append(metadata)
     return told
