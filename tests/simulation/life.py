@@ -307,8 +307,13 @@ class Life:
 
     async def cut_from_store(self, member: Member) -> None:
         store = self.s.store
-        ways = self.chance.choice(["from", "to", "both", "refused"])
-        sets = {"from": [store.cut_from], "to": [store.cut_to], "refused": [store.refused]}
+        ways = self.chance.choice(["from", "to", "both", "refused", "creates"])
+        sets = {
+            "from": [store.cut_from],
+            "to": [store.cut_to],
+            "refused": [store.refused],
+            "creates": [store.cut_creates],
+        }
         chosen = sets.get(ways, [store.cut_from, store.cut_to])
         self.happens("cut from the store", f"{member.name} is cut off the store ({ways})")
         for cut in chosen:

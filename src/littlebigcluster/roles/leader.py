@@ -17,7 +17,7 @@ from typing import Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import Batch, Primary, Wal, Writer, way_back
-from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata, names
+from littlebigcluster.epochs import Appended, Beacon, Identity, Leader, Metadata
 from littlebigcluster.errors import (
     Aborted,
     EpochTooLarge,
@@ -28,19 +28,19 @@ from littlebigcluster.errors import (
 )
 from littlebigcluster.roles.compactor import Compactor
 from littlebigcluster.roles.encoding import encode_epoch
+from littlebigcluster.roles.life import RETRY_SECONDS, SignsOfLife
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.pacing import TokenBucket
 from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
-from littlebigcluster.store import Store, allowed_seconds
+from littlebigcluster.store import Store
 
 logger = logging.getLogger(__name__)
 
 _TURNS = 3
 """Turns of the event loop in which those who were answered can write again."""
 _THREAD_SECONDS = 1.0
-_RETRY_SECONDS = 1.0
 
 
 class Leadership:
@@ -76,10 +76,9 @@ class Leadership:
         self._store_answered_at = clock.monotonic()
         self.proven_at = float("-inf")
         """A moment after which this node certainly led: when the newest epoch in its copy, its own, was sent."""
-        self._sign_at = 0.0
-        """When the next sign of life is due."""
-        self._in_doubt_at = float("inf")
-        """From when on an epoch has been on its way for so long that this leader cannot be said to write."""
+        self._life = SignsOfLife(
+            store, interval=self._sign_interval, clock=clock, beacon=self._beacon, on_shown=self._shown
+        )
         self._doubted = False
         self._refusal: Exception = NotLeader("this node does not lead any more")  # why `_commit` has returned False
         self._renewed = asyncio.Event()
@@ -146,7 +145,7 @@ class Leadership:
             compactor = Compactor(self._store, self._local, self._identity.settings.compression)
             with plain_errors():
                 async with asyncio.TaskGroup() as group:
-                    loops = (snapshotter.run, compactor.run, retention.run, self._show_life)
+                    loops = (snapshotter.run, compactor.run, retention.run, self._life.run)
                     background = [group.create_task(run()) for run in loops]
                     await self._lead()
                     for task in background:
@@ -187,7 +186,7 @@ class Leadership:
                 alone = await self._look()
                 if alone is False:
                     return None
-                look_at = now() + (self._sign_interval if alone else min(self._sign_interval, _RETRY_SECONDS))
+                look_at = now() + (self._sign_interval if alone else min(self._sign_interval, RETRY_SECONDS))
 
     async def _wait(self, writer: Writer, *, for_work: bool, timeout: float) -> None:
         """Until there is work, if asked for, or the writer breaks, or it is time to stop, or `timeout` is over."""
@@ -273,29 +272,6 @@ class Leadership:
             logger.warning("cannot look whether another node leads: %s", error)
             return None
 
-    async def _show_life(self) -> None:
-        """Write the beacon whenever no epoch has shown for a while that this node is alive: it may be idle, wait for
-        the pacing, or run a transaction that takes long."""
-        now = self._clock.monotonic
-        count = 0
-        while True:
-            await asyncio.sleep(max(0.0, self._sign_at - now()))
-            if now() < self._sign_at:
-                continue
-            if now() > self._in_doubt_at:  # another node may have a store that takes its epochs
-                self._sign_at = now() + min(self._sign_interval, _RETRY_SECONDS)
-                continue
-            count += 1
-            beacon = Beacon(self._identity.cluster_id, self.term, self._local.epoch.value, count)
-            try:
-                await self._store.put(names.BEACON, beacon.encode())
-                self._store_answered_at = now()
-                self._sign_at = now() + self._sign_interval
-                self._on_beacon()
-            except StoreUnavailable as error:
-                logger.warning("cannot show a sign of life: %s", error)
-                self._sign_at = now() + min(self._sign_interval, _RETRY_SECONDS)
-
     async def _new_writer(self) -> Writer:
         """A writer on a fresh primary, made from the replica."""
         image, _, _ = await self._local.image()
@@ -351,7 +327,7 @@ class Leadership:
         try:
             wal, metadata, body = await local.run(self._encode, batch, leader)
             sent_at = self._clock.monotonic()
-            self._in_doubt_at = sent_at + allowed_seconds(3 * self._sign_interval, len(body))
+            self._life.epoch_sent(len(body))
             outcome = await local.log.append(body, term=self.term)
         except StoreUnavailable as error:
             message, transient = f"not written: {error}", error.transient
@@ -366,16 +342,22 @@ class Leadership:
             batch.fail(lambda: outcome.error(epoch))
             return False
         self._store_answered_at = self._clock.monotonic()
+        self._life.epoch_durable()
         self._on_durable(epoch, body)
         try:
             await local.apply_own(wal, metadata, outcome.position, len(body))
             self.proven_at = sent_at
         finally:
             batch.acknowledge(epoch)  # it is durable, whatever became of the local copy
-        self._in_doubt_at = float("inf")
-        self._sign_at = self._clock.monotonic() + self._sign_interval
         self._on_epoch(metadata)
         return True
+
+    def _beacon(self, count: int) -> Beacon:
+        return Beacon(self._identity.cluster_id, self.term, self._local.epoch.value, count)
+
+    def _shown(self) -> None:
+        self._store_answered_at = self._clock.monotonic()
+        self._on_beacon()
 
     def _encode(self, batch: Batch, leader: Leader | None) -> tuple[Wal, Metadata, bytes]:
         """The epoch as an object of the log. On the replica's thread, for its checksum."""

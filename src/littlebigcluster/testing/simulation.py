@@ -212,6 +212,7 @@ class Simulation:
         self.net.mend_all()
         store = self.store
         store.cut_from.clear()
+        store.cut_creates.clear()
         store.cut_to.clear()
         store.refused.clear()
         store.down, store.throttled = False, 0.0

@@ -76,6 +76,8 @@ class SimulatedStore:
         self.wall_offset = 0.0
         self.cut_from: set[str] = set()
         """Names of machines whose requests do not arrive."""
+        self.cut_creates: set[str] = set()
+        """Names of machines whose conditional creates do not arrive: small requests get through, and epochs do not."""
         self.cut_to: set[str] = set()
         """Names of machines to which no answers arrive."""
         self.refused: set[str] = set()
@@ -215,7 +217,7 @@ class SimulatedAccess:
 
         def arrive(*, answered: bool = True) -> None:
             store.under_way -= write
-            if self._name in store.cut_from:
+            if self._name in store.cut_from or (request.startswith("create") and self._name in store.cut_creates):
                 return store.fault("cut off", self._machine, request)
             error, done = self._refusal(request, fault)
             result: Any = None
