@@ -56,6 +56,20 @@ async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], N
         raise
 
 
+def check_loop(home: asyncio.AbstractEventLoop | None) -> None:
+    """Raises RuntimeError unless it is called on the event loop `home`: on another one, what is awaited never comes."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if here is not home:
+        raise RuntimeError(
+            "a node is used on the event loop on which it has joined, and nowhere else. In another thread write"
+            " `asyncio.run_coroutine_threadsafe(node.execute(...), loop).result()`, or read with `node.connection()`;"
+            " with pytest-asyncio, give fixtures and tests the same loop_scope"
+        )
+
+
 _MOMENT_SECONDS, _MOMENTS = 0.001, 2000
 
 

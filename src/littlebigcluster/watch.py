@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
 from littlebigcluster.settings import Duration, seconds
+from littlebigcluster.threads import check_loop
 
 T = TypeVar("T")
 
@@ -22,6 +24,9 @@ class Watch(Generic[T]):
         self._value = value
         self._changed: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
 
     @property
     def value(self) -> T:
@@ -51,6 +56,8 @@ class Watch(Generic[T]):
     async def _next(self) -> None:
         if self._failure is not None:
             raise self._failure
+        if self._loop is not None:
+            check_loop(self._loop)
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._changed)

@@ -61,6 +61,7 @@ class Node(Writing, Returning, Snapshotting):
         procedures: Procedures,
         clock: Clock,
     ) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), False
         self.id: UUID = clock.uuid7()
         self.settings = settings
         self.az, self.roles, self.can_lead = description.az, description.roles, description.can_lead
@@ -123,6 +124,7 @@ class Node(Writing, Returning, Snapshotting):
     @property
     def leader_client(self) -> LeaderClient:
         """A client of whoever leads, over one connection that is open from the first use on."""
+        self._check_home()
         return self._clients.leader()
 
     def client(self, role: str, *, same_az: SameAz = False) -> RoleClient:
@@ -131,6 +133,7 @@ class Node(Writing, Returning, Snapshotting):
         `same_az=True` prefers members of this node's zone, and falls back to others while none there answers;
         `same_az="only"` never leaves the zone. The connections are open from the first call on.
         """
+        self._check_home()
         return self._clients.role(role, same_az)
 
     async def step_down(self, *, to: UUID | None = None) -> None:
@@ -140,6 +143,7 @@ class Node(Writing, Returning, Snapshotting):
         of another zone, of those the one with the lowest lag). When nobody takes it this node leads again. Raises
         NotLeader, ValueError.
         """
+        self._check_home()
         leadership, presence = self._leadership, self._presence
         if leadership is None or presence is None:
             raise NotLeader("this node does not lead", leader=self.leader.value)
@@ -174,6 +178,7 @@ class Node(Writing, Returning, Snapshotting):
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
         """Change what the others see of this node: anything that JSON can hold, at most 4 KiB of it."""
+        self._check_home()
         self._metadata = check_metadata(metadata)
         if self._presence is not None:
             self._presence.describe(self._member())
@@ -364,7 +369,8 @@ class Node(Writing, Returning, Snapshotting):
         if hasattr(self, "_forwarder"):
             await self._forwarder.close()
         if hasattr(self, "_listener"):
-            await self._listener.stop()
+            await self._listener.stop()  # its applications may read until then
+        self._ended = True
         await self._travel.close()
         await self._local.close()
         for watch in (self.epoch, self.leader, self.members, self._leads):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.clients import Clients
 from littlebigcluster.cluster.fed import Reporter
+from littlebigcluster.cluster.home import Home
 from littlebigcluster.cluster.service import HEAD_PATH
 from littlebigcluster.cluster.statements import Parameters
 from littlebigcluster.cluster.travel import Past, Travel
@@ -30,7 +31,7 @@ _LEADER_SECONDS = 1.0
 """So long a strong read waits for the leader before it asks the store."""
 
 
-class Reading:
+class Reading(Home):
     """What a `Node` does with reads."""
 
     settings: NodeSettings
@@ -64,6 +65,7 @@ class Reading:
             raise ValueError(f'consistency is "local" or "strong", not {consistency!r}')
         if at_least is not None and (isinstance(at_least, bool) or not isinstance(at_least, int)):
             raise TypeError(f"at_least is an epoch, not {at_least!r}")
+        self._check_home()
         limit = seconds(self.settings.read_timeout if timeout is None else timeout)
         give_up_at = self._clock.monotonic() + limit
         try:
@@ -100,6 +102,7 @@ class Reading:
         who ask at the same time share it. Entering raises NotRetained, ValueError, CorruptLog, FormatTooNew,
         StoreUnavailable, OSError or sqlite3.Error when the disk is full, LbcError when there is no room in the cache.
         """
+        self._check_home()
         return self._travel.at(point)
 
     async def _proven_head(self) -> int:

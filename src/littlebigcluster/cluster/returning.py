@@ -40,6 +40,7 @@ class Returning(Reading):
         here see. Members, the leader and keys of writes do not go back. Raises NotRetained, NotLeader when nobody
         leads, Fenced, Aborted (not done), EpochTooLarge, OutcomeUnknown, CorruptLog, StoreUnavailable, OSError.
         """
+        self._check_home()
         found = await retained(self._store)
         to = await find_epoch(self._store, found, point, clock=self._clock)
         limit = seconds(timeout)

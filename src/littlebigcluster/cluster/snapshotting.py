@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from littlebigcluster.cluster.forward import describe
+from littlebigcluster.cluster.home import Home
 from littlebigcluster.cluster.listener import Listener
 from littlebigcluster.cluster.membership import Member, Members
 from littlebigcluster.errors import LbcError
@@ -42,7 +43,7 @@ class Snapshot:
     """The node that has made it."""
 
 
-class Snapshotting:
+class Snapshotting(Home):
     """What a `Node` does with snapshots that are asked for."""
 
     id: UUID
@@ -60,6 +61,7 @@ class Snapshotting:
         does not give back what was sent), TimeoutError after `timeout`, OSError (no space for
         the compressed copy), sqlite3.Error, StateMismatch (an LbcError: the local copy is damaged).
         """
+        self._check_home()
         async with asyncio.timeout(seconds(timeout)):
             follower = self._nearest_follower() if self._leads.value else None
             made = await self._ask_snapshot(follower, seconds(timeout)) if follower else None

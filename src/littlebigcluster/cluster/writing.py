@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import statements
 from littlebigcluster.cluster.forward import Forwarder, check_key
+from littlebigcluster.cluster.home import Home
 from littlebigcluster.cluster.session import wrote
 from littlebigcluster.cluster.statements import Parameters, Procedures, Result, Work
 from littlebigcluster.database import Done, Pending, Writer
@@ -22,7 +23,7 @@ from littlebigcluster.watch import Watch
 T = TypeVar("T")
 
 
-class Writing:
+class Writing(Home):
     """What a `Node` does with writes."""
 
     settings: NodeSettings
@@ -42,6 +43,7 @@ class Writing:
         """
         if not callable(fn):
             raise TypeError(f"a transaction is a function that takes the connection, not {fn!r}")
+        self._check_home()
         limit = self.settings.write_timeout if timeout is None else timeout
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is None:
@@ -139,6 +141,7 @@ class Writing:
 
     async def _ready(self) -> None:
         """While this leader replaces its primary, a write that begins waits; one that is under way is Aborted."""
+        self._check_home()
         if self._leadership is not None:
             await self._leadership.ready()
 
