@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Self
 
 import wreq
@@ -34,6 +35,9 @@ _GIVEN_BACK = re.compile(
 _REFUSED = re.compile(r"source: Error \{ kind: Connect\b.*\bkind: ConnectionRefused\b")
 _OUT_OF_TIME = re.compile(r"source: TimedOut \}")
 _URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
+
+_PARTS = 4
+"""A heartbeat's time passes in so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,10 @@ class StreamResponse:
 
     async def __anext__(self) -> bytes:
         """The next piece. Raises PeerUnavailable when the connection breaks, or when nothing came for the
-        heartbeat's time."""
+        heartbeat's time while this process listened."""
         while True:
             try:
-                async with asyncio.timeout(self._heartbeat_seconds):
+                async with _Listening(self._heartbeat_seconds):
                     piece = await self._pieces.__anext__()
             except StopAsyncIteration:
                 self.finished = True
@@ -90,6 +94,42 @@ class StreamResponse:
     async def close(self) -> None:
         """End the stream; what has not come is lost."""
         await self._pieces.__aexit__(None, None, None)
+
+
+class _Listening:
+    """A time-out by which silence counts only while this process listens (ADR 5). It passes in parts; one that ends
+    late does not count, as the event loop stood still: what has come meanwhile is taken first."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._part_seconds = None if seconds is None else seconds / _PARTS
+        self._left = _PARTS
+        self._timeout = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        if self._part_seconds is not None:
+            self._begin_part(self._part_seconds)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Raises TimeoutError when all parts have passed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _begin_part(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._end_part, loop.time() + seconds, seconds)
+
+    def _end_part(self, due: float, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._left -= now - due < seconds
+        if self._left:
+            self._begin_part(seconds)
+        else:
+            self._timeout.reschedule(now)
 
 
 def headers_of(response: wreq.Response) -> dict[str, str]:

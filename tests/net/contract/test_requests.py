@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -165,11 +166,19 @@ async def test_a_stream_that_does_not_begin_is_a_time_out(client: Client, app: C
 
 
 async def test_silence_beyond_the_heartbeat_is_an_error(client: Client, app: ContractApp) -> None:
-    async with client.stream("GET", "/silence", heartbeat=0.3) as stream:
+    async with client.stream("GET", "/silence", heartbeat=1.0) as stream:
         assert await anext(stream) == b"first"
-        with pytest.raises(PeerUnavailable, match=r"no sign of life for 0\.3 s"):
+        with pytest.raises(PeerUnavailable, match=r"no sign of life for 1 s"):
             await anext(stream)
     await app.happened("silence cancelled")
+
+
+async def test_an_event_loop_that_stands_still_takes_that_for_no_silence(client: Client) -> None:
+    async with client.stream("GET", "/ticks", heartbeat=0.6) as stream:
+        for _ in range(3):
+            await anext(stream)
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.7)
+            assert await anext(stream) == b"tick"
 
 
 async def test_ticks_within_the_heartbeat_go_on(client: Client) -> None:
