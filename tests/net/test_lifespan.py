@@ -16,7 +16,7 @@ async def test_an_application_without_a_lifespan_is_served() -> None:
 
     lifespan = Lifespan(app)
     await lifespan.startup()
-    await lifespan.shutdown(1)
+    await lifespan.shutdown(60)
 
 
 async def test_an_application_that_returns_at_once_is_served() -> None:
@@ -25,7 +25,7 @@ async def test_an_application_that_returns_at_once_is_served() -> None:
 
     lifespan = Lifespan(app)
     await lifespan.startup()
-    await lifespan.shutdown(1)
+    await lifespan.shutdown(60)
 
 
 async def test_an_application_that_does_not_end_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,5 +57,5 @@ async def test_a_failed_shutdown_is_logged(caplog: pytest.LogCaptureFixture) -> 
 
     lifespan = Lifespan(app)
     await lifespan.startup()
-    await lifespan.shutdown(1)
+    await lifespan.shutdown(60)
     assert "disk full" in caplog.text
