@@ -21,7 +21,9 @@ def test_a_sound_store_is_shown_as_a_table(tmp_path: Path) -> None:
 def test_the_store_may_be_that_of_the_command(tmp_path: Path) -> None:
     found = json.loads(output("-p", str(tmp_path), "doctor", "--json"))
     assert found["sound"] is True
-    assert {check["outcome"] for check in found["checks"]} == {"pass", "not tried"}
+    outcomes = {check["name"]: check["outcome"] for check in found["checks"]}
+    assert outcomes.pop("latency") in ("pass", "warning")  # as quick as this machine is at the moment
+    assert set(outcomes.values()) == {"pass", "not tried"}
     assert all(check["meaning"] and check["advice"] for check in found["checks"])
     assert set(found["figures"]) > {"put_p50_seconds", "clock_difference_seconds"}
 

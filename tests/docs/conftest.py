@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import warnings
 
 import pytest
+
+from tests import debian
 
 PACKAGES = {"zstd": "zstd", "sqlite3": "sqlite3"}
 
@@ -16,14 +17,11 @@ PACKAGES = {"zstd": "zstd", "sqlite3": "sqlite3"}
 def shell_tools() -> None:
     """`zstd` and `sqlite3`, installed from Debian's packages if this is root. In CI they must be there."""
     missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
-    if missing and shutil.which("apt-get") and os.geteuid() == 0:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *missing]):
-            subprocess.run(command, check=False, capture_output=True, env=environment, timeout=300)
-        missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    said = debian.install(missing)
+    missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
     if not missing:
         return
-    message = f"NOT TESTED with zstd and sqlite3 in a shell: install {' and '.join(missing)}"
+    message = f"NOT TESTED with zstd and sqlite3 in a shell: install {' and '.join(missing)} {said[-500:]}"
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     with warnings.catch_warnings():

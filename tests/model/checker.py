@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+
+from tests import debian
 
 SOURCE = Path(__file__).with_name("protocol.pml")
 PACKAGES = {"spin": "spin", "gcc": "gcc libc6-dev"}
@@ -82,14 +82,7 @@ BROKEN = (
 
 def install() -> None:
     """Spin from Debian's packages, if this is root. Raises Unavailable."""
-    missing = _missing()
-    said = ""
-    if missing and shutil.which("apt-get") and os.geteuid() == 0:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", *missing]
-        for command in (["apt-get", "update"], install):
-            said = _run(Path("/"), *command, environment=environment, may_fail=True)
-    require(said)
+    require(debian.install(_missing()))
 
 
 def require(said: str = "") -> None:
@@ -134,9 +127,9 @@ def _story(directory: Path, defines: list[str]) -> list[str]:
     return [line for line, before in zip(lines, ["", *lines], strict=False) if line != before]
 
 
-def _run(directory: Path, *command: str, environment: Mapping[str, str] | None = None, may_fail: bool = False) -> str:
+def _run(directory: Path, *command: str, may_fail: bool = False) -> str:
     done = subprocess.run(
-        command, cwd=directory, env=environment, check=False, text=True, timeout=MODEL_SECONDS,
+        command, cwd=directory, check=False, text=True, timeout=MODEL_SECONDS,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode != 0 and not may_fail:

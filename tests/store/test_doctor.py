@@ -19,6 +19,7 @@ from tests.store.broken import Ignoring, Overwriting, Racy
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("littlebigcluster.store.doctor.listing.LONG_LISTING", 100)
     monkeypatch.setattr("littlebigcluster.store.doctor.surroundings.SAMPLES", 3)
+    monkeypatch.setattr("littlebigcluster.store.doctor.surroundings.SLOW_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -149,6 +150,13 @@ async def test_each_broken_promise_is_found(memory: Store, clock: Clock, kind: t
 async def test_what_does_no_harm_is_a_warning(memory: Store, clock: Clock) -> None:
     found = await examined(Undeletable(memory), clock)
     assert outcomes(found, "warning") == ["delete"]
+    assert found.sound
+
+
+async def test_a_slow_store_is_a_warning(memory: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("littlebigcluster.store.doctor.surroundings.SLOW_SECONDS", 0.0)
+    found = await examined(memory, clock)
+    assert outcomes(found, "warning") == ["latency"]
     assert found.sound
 
 
