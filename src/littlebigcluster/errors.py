@@ -14,7 +14,7 @@
     ├── CorruptLog            an object of the log is not what it must be
     ├── NotRetained           the point in time asked for is not in the log: too old, or still to come
     ├── FormatTooNew          written by a newer version (of this library or of SQLite)
-    ├── EpochTooLarge         one transaction changes more than an epoch may hold; not written
+    ├── EpochTooLarge         one transaction changes more than an epoch may hold, or cannot travel; not written
     ├── NotAllowed            a statement that would break replication was refused
     ├── DeadlineExceeded      the time allowed for the call is over (also a TimeoutError)
     ├── SnapshotExpired       a read held its snapshot longer than `max_read_age`
@@ -123,7 +123,8 @@ class FormatTooNew(LbcError):
 
 
 class EpochTooLarge(LbcError):
-    """One transaction changed more than `max_epoch_bytes`. It was rolled back and is not written."""
+    """One transaction changed more than `max_epoch_bytes`, and was rolled back; or it is larger than what may travel to
+    the leader, and was not sent. It is not written."""
 
 
 class NotAllowed(LbcError):

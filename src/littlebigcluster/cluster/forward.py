@@ -22,6 +22,7 @@ from littlebigcluster.database import REMEMBER_SECONDS, Done
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import (
     Aborted,
+    EpochTooLarge,
     Fenced,
     LbcError,
     NotLeader,
@@ -43,6 +44,9 @@ _SAFE_SECONDS = MAX_TIMEOUT_SECONDS = REMEMBER_SECONDS / 2
 leader. Later than both its key might be forgotten, and the work done twice."""
 
 MAX_KEY_LENGTH = 64
+
+MAX_BODY_BYTES = 16 << 20
+"""So large a request may be, and so a write that travels."""
 
 Run = Callable[[Work, str, float], Awaitable[Done[str]]]
 """Runs work on this leader under a key, with a time-out."""
@@ -158,6 +162,12 @@ class Forwarder:
         if leader.uuid == self._me:
             done = await self._run_here(work, key, min(timeout, MAX_TIMEOUT_SECONDS))
             return Done(from_json(done.value), done.epoch)
+        if len(body) > MAX_BODY_BYTES:
+            raise EpochTooLarge(
+                f"the write has {len(body)} bytes on its way to the leader, where bytes take a third more, and may have"
+                f" {MAX_BODY_BYTES}; it was not sent, and is not written. Write in several smaller transactions, or on"
+                " the leader"
+            )
         client = await self._client_of(leader)
         headers = {"content-type": "application/json", "x-lbc-to": str(leader.uuid)}
         response = await client.request("POST", "/.lbc/write", headers=headers, body=body.encode(), timeout=timeout)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from littlebigcluster.cluster.forward import Run, describe, serve_write
+from littlebigcluster.cluster.forward import MAX_BODY_BYTES, Run, describe, serve_write
 from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable
@@ -42,7 +42,6 @@ HEAD_PATH = "/.lbc/head"
 LEADER_HEADER = "x-lbc-leader"
 """On every 503 that says that this node does not lead: who does, as JSON (or null)."""
 
-_MAX_BODY_BYTES = 16 << 20
 _HEAD_SECONDS = 5.0
 """Longer nobody who asks for the head waits."""
 
@@ -67,7 +66,7 @@ class Service:
         self._node, self._app, self._leader_app = node, app, leader_app
         self._proven_head, self._roll_back = head, roll_back
         self._presence, self._reaches_leader, self._members_only = presence, reaches, members_only
-        self._router = Router(max_body_bytes=_MAX_BODY_BYTES, max_bodies_bytes=node.settings.max_queued_bytes)
+        self._router = Router(max_body_bytes=MAX_BODY_BYTES, max_bodies_bytes=node.settings.max_queued_bytes)
         self._router.add("GET", "/.lbc/status", self._status)
         self._router.add("GET", PING_PATH, self._ping)
         self._router.add("GET", LEADS_PATH, self._leads)

@@ -78,7 +78,7 @@ def script(text: str) -> Work:
 
 
 def batch(statements: Sequence[tuple[str, Parameters]]) -> Work:
-    return Work("batch", [[_text(sql), _plain(parameters)] for sql, parameters in statements])
+    return Work("batch", [_pair(each) for each in statements])
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> Work:
@@ -131,7 +131,22 @@ def _size_bytes(value: Any) -> int:
 
 
 def _plain(parameters: Parameters) -> Any:
-    return dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
+    if isinstance(parameters, Mapping):
+        return dict(parameters)
+    try:
+        return list(parameters)
+    except TypeError:
+        raise TypeError(f"parameters are a sequence or a mapping, like ({parameters!r:.50},)") from None
+
+
+def _pair(statement: tuple[str, Parameters]) -> list[Any]:
+    try:
+        if isinstance(statement, str):
+            raise ValueError
+        sql, parameters = statement
+    except (TypeError, ValueError):
+        raise TypeError(f"a batch is made of (sql, parameters), not {statement!r:.100}") from None
+    return [_text(sql), _plain(parameters)]
 
 
 def _execute(db: sqlite3.Connection, sql: str, parameters: Any) -> Result:

@@ -27,6 +27,7 @@ class Writing(Home):
     """What a `Node` does with writes."""
 
     settings: NodeSettings
+    can_lead: bool
     leader: Watch[Leader | None]
     _leadership: Leadership | None
     _procedures: Procedures
@@ -47,9 +48,7 @@ class Writing(Home):
         limit = self.settings.write_timeout if timeout is None else timeout
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is None:
-            leader = self.leader.value
-            who = f"{leader.uuid} at {leader.address or '?'} leads" if leader else "nobody leads at the moment"
-            raise NotLeader(f"this node does not lead; {who}. The write is not written", leader=leader)
+            raise self._does_not_lead("A function cannot travel; `execute`, `batch` and `call` can")
         return writer.submit(fn, timeout=seconds(limit))
 
     async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, timeout: Duration | None = None) -> Done[T]:
@@ -70,8 +69,8 @@ class Writing(Home):
         """Run one statement as a transaction, on any node; return when it is durable and visible to reads here.
 
         `.value` has `rows` (of RETURNING), `rowcount` and `lastrowid`. On a node that does not lead, or does not any
-        more before it is written, it travels to the leader, and is done once however often it has to be sent. `VACUUM`
-        works too, on the leader.
+        more before it is written, it travels to the leader, and is done once however often it has to be sent; 16 MiB
+        of it, in which bytes take a third more, else EpochTooLarge. `VACUUM` works too, on the leader.
 
         `key`: 1 to 64 characters of your own that name this write, or the `key` of the `OutcomeUnknown` that an
         earlier call raised. The same write with the same key, on any node, within 10 minutes, is done once: a
@@ -120,12 +119,20 @@ class Writing(Home):
         writer = self._leadership.writer if self._leadership is not None else None
         if writer is not None and work.vacuum():
             done = Done(Result([], -1, None), (await writer.vacuum(timeout=limit)).epoch)
+        elif work.vacuum():
+            raise self._does_not_lead("VACUUM cannot travel; run it there")
         elif writer is not None and key is None:
             done = await self._write_here(writer, work, limit)
         else:
             done = await self._forward(work, limit, key)
         wrote(done.epoch)
         return done
+
+    def _does_not_lead(self, advice: str) -> NotLeader:
+        leader = self.leader.value
+        who = f"{leader.uuid} at {leader.address or '?'} leads" if leader else "nobody leads at the moment"
+        wait = ", and `wait_until_leader` waits for this node to lead" if self.can_lead else ""
+        return NotLeader(f"this node does not lead; {who}. The write is not written. {advice}{wait}", leader=leader)
 
     async def _write_here(self, writer: Writer, work: Work, limit: float) -> Done[Any]:
         """On this leader, without a key to keep; what it loses with its leadership travels like any other write."""

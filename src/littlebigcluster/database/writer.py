@@ -357,7 +357,7 @@ class Writer:
 
 def _deliverable(error: BaseException) -> BaseException:
     """SystemExit and the like must end nobody but the transaction."""
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):  # which no coroutine can raise
         return error
     replaced = RuntimeError(f"the transaction function raised {error!r}; it was rolled back")
     replaced.__cause__ = error

@@ -1,0 +1,70 @@
+"""What is asked in a wrong way is refused at once, and the message says what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from littlebigcluster import EpochTooLarge, Node, NotLeader
+from littlebigcluster.cluster.forward import MAX_BODY_BYTES
+from tests.cluster.group import Group, group
+from tests.scenarios.stage import memory
+
+Use = Callable[[Node], Any]
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[Group]:
+    async with group(memory()) as made:
+        yield made
+
+
+async def test_what_is_too_large_to_travel_is_refused_before_it_is_sent(nodes: Group) -> None:
+    await nodes.leader()
+    follower = await nodes.node()
+    with pytest.raises(EpochTooLarge, match="it was not sent, and is not written"):
+        await follower.execute("INSERT INTO job VALUES (?)", (b"x" * (MAX_BODY_BYTES * 3 // 4),))
+    fits = b"x" * (MAX_BODY_BYTES * 3 // 4 - 1000)
+    await follower.execute("INSERT INTO job VALUES (?)", (fits,))
+    assert await follower.read("SELECT length(name) FROM job") == [(len(fits),)]
+
+
+async def test_what_cannot_travel_says_who_leads_and_what_can(nodes: Group) -> None:
+    leader = await nodes.leader()
+    standby, follower = await nodes.node(can_lead=True), await nodes.node()
+    wait = ", and `wait_until_leader` waits for this node to lead"
+    for node, advice in ((standby, wait), (follower, "")):
+        with pytest.raises(NotLeader, match=f"{leader.id} at .* leads.*`call` can{advice}$") as raised:
+            await node.transaction(lambda db: None)
+        assert raised.value.leader == leader.leader.value
+        with pytest.raises(NotLeader, match="VACUUM cannot travel"):
+            await node.execute("VACUUM")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda node: node.execute("INSERT INTO job VALUES (?)", 1), r"like \(1,\)"),
+        (lambda node: node.executemany("INSERT INTO job VALUES (?)", [1, 2]), r"like \(1,\)"),
+        (lambda node: node.batch(["INSERT INTO job VALUES (1)"]), r"made of \(sql, parameters\), not 'INSERT"),
+        (lambda node: node.batch([("INSERT INTO job VALUES (1)",)]), r"made of \(sql, parameters\), not \('INSERT"),
+        (lambda node: node.batch(["ab"]), r"made of \(sql, parameters\), not 'ab'"),
+    ],
+)
+async def test_parameters_that_are_none_are_told_what_they_should_be(nodes: Group, use: Use, message: str) -> None:
+    leader = await nodes.leader()
+    with pytest.raises(TypeError, match=message):
+        await use(leader)
+
+
+async def test_a_function_that_runs_out_of_rows_says_that_it_raised(nodes: Group) -> None:
+    leader = await nodes.leader()
+
+    def first(db: sqlite3.Connection) -> Any:
+        return next(db.execute("SELECT * FROM job"))
+
+    with pytest.raises(RuntimeError, match=r"the transaction function raised StopIteration\(\); it was rolled back"):
+        await leader.transaction(first)
