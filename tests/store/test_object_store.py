@@ -191,10 +191,17 @@ async def test_nobody_listens(clock: Clock) -> None:
         url = f"s3://bucket/p?endpoint={endpoint}&allow_http=true&access_key_id=secret1&secret_access_key=secret2"
         store = open_store(url, clock=clock, timeout_seconds=0.5)
         assert isinstance(await store.create("k", b"x"), Unknown)
-        with pytest.raises(StoreUnavailable) as caught:
+        with pytest.raises(StoreUnavailable, match="check the endpoint and the network") as caught:
             await store.get("k")
     assert caught.value.transient
     assert "secret" not in str(caught.value)
+
+
+async def test_plain_http_that_is_not_allowed_is_said_at_once(clock: Clock) -> None:
+    url = f"s3://bucket/p?endpoint=http://127.0.0.1:9&access_key_id=a&secret_access_key=b"
+    with pytest.raises(StoreUnavailable, match=r"add \?allow_http=true to the location") as caught:
+        await open_store(url, clock=clock).get("k")
+    assert not caught.value.transient
 
 
 async def test_users_store_that_retries_is_rebuilt_without(ministack: Server, proxy: Proxy, clock: Clock) -> None:

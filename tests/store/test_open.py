@@ -84,6 +84,8 @@ async def test_each_unnamed_memory_is_new_and_a_named_one_is_shared(clock: Clock
         ("s3://bucket/p#x", "write '#'"),
         (f"s3://bucket/p?{KEYS}&nonsense=VALUE", "Configuration key: 'nonsense' is not valid"),
         (f"s3://bucket/p?{KEYS}&timeout=VALUE", "cannot open s3://bucket"),
+        (f"s3://bucket/p?{KEYS}&endpoint=127.0.0.1:9000", "endpoint is a URL with its scheme"),
+        (f"s3://bucket/p?{KEYS}&aws_endpoint_url=localhost", "aws_endpoint_url is a URL with its scheme"),
         ("az://container/p?account_key=SECRET", "cannot open az://container: .*Account must be specified"),
         ("az://container/p?account_name=me&account_key=not-base64-SECRET!", "cannot open az://container"),
         ("memory://?size=1", "no settings"),
@@ -103,6 +105,13 @@ def test_bad_location_is_refused_at_once(location: str, said: str, clock: Clock)
         assert secret not in str(caught.value)
 
 
+def test_an_endpoint_in_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL is a URL with its scheme"):
+        open_store(f"s3://bucket?{KEYS}", clock=clock)
+    open_store("memory://", clock=clock)
+
+
 @pytest.mark.parametrize("location", [None, 3, b"/tmp", object()])
 def test_what_is_no_location_at_all_is_a_type_error(location: str, clock: Clock) -> None:
     with pytest.raises(TypeError, match="a URL, a path or an obstore store"):
@@ -111,7 +120,7 @@ def test_what_is_no_location_at_all_is_a_type_error(location: str, clock: Clock)
 
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_timeout_must_be_positive(seconds: float, clock: Clock) -> None:
-    with pytest.raises(ValueError, match="timeout_seconds"):
+    with pytest.raises(ValueError, match="time-out of a store must be positive"):
         open_store("memory://", timeout_seconds=seconds, clock=clock)
 
 

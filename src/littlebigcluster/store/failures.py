@@ -23,6 +23,7 @@ _NO_BUCKET = re.compile(
     r"|The specified (bucket|container) does not exist"
 )
 _REFUSED = re.compile(r"status code: (401|403)\b")
+_NO_HTTPS = re.compile(r"URL scheme is not allowed|Error performing [A-Z]+ http://.*builder error")
 _OUT_OF_RANGE = re.compile(r"status code: 416\b|Wanted range starting")
 _QUERY = re.compile(r"\?\S+")
 
@@ -48,6 +49,8 @@ def translated(what: str, url: str, error: BaseException) -> Exception:
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
         advice = "the store refuses access; check the credentials, their rights on the bucket, and the clock"
         return _fatal(what, url, advice)
+    if _NO_HTTPS.search(text):
+        return _fatal(what, url, "plain http must be allowed: add ?allow_http=true to the location of the store")
     if isinstance(error, NotSupportedError | NotImplementedError):
         return _fatal(what, url, f"this store cannot do that ({_brief(text)})")
     if _OUT_OF_RANGE.search(text):
@@ -67,6 +70,6 @@ def _brief(text: str) -> str:
 def _advice(text: str) -> str:
     if "169.254.169.254" in text or ("metadata" in text and "Error performing" in text):
         return "; no credentials were found, set them in the environment (AWS_ACCESS_KEY_ID and so on)"
-    if "URL scheme is not allowed" in text:
-        return "; plain http needs allow_http=true"
+    if "error sending request" in text:
+        return "; check the endpoint and the network"
     return ""

@@ -47,6 +47,7 @@ CLIENT_OPTIONS = frozenset(
 )
 """What the query of a URL may say about connections (obstore's ClientConfig); all else is for the store."""
 
+_ENDPOINT = re.compile(r"(aws_)?endpoint(_url(_s3)?)?", re.IGNORECASE)
 NO_RETRIES: Any = {"max_retries": 0}
 REQUEST_LIMIT = timedelta(hours=1)
 """obstore's own time-out for a request. Ours are shorter and know the size; its default of 30 s does not."""
@@ -68,7 +69,7 @@ def open_store(location: Location, *, timeout_seconds: float = 10.0, clock: Cloc
     Raises ValueError or TypeError for what is none of these.
     """
     if timeout_seconds <= 0:
-        raise ValueError(f"timeout_seconds must be positive, not {timeout_seconds!r}")
+        raise ValueError(f"the time-out of a store must be positive, not {timeout_seconds!r}")
     if isinstance(location, Client):
         client = without_retries(location)
         return ObjectStore(client, url=_described(client), timeout_seconds=timeout_seconds, clock=clock)
@@ -137,6 +138,7 @@ def _cloud(scheme: str, url: Any) -> Client:
     options: dict[str, Any] = {"timeout": REQUEST_LIMIT}
     for name, value in parse_qsl(url.query, keep_blank_values=True):
         (options if name in CLIENT_OPTIONS else config)[name] = value
+    _check_endpoints(config)
     try:
         client: Client = CLOUDS[scheme](url.netloc, config=config, client_options=options, retry_config=NO_RETRIES)
     except (BaseError, ValueError, TypeError) as error:
@@ -146,6 +148,14 @@ def _cloud(scheme: str, url: Any) -> Client:
             reason = reason.replace(value, "...") if len(value) > 3 else reason
         raise ValueError(f"cannot open {scheme}://{url.netloc}: {reason}") from None
     return client
+
+
+def _check_endpoints(config: dict[str, str]) -> None:
+    """Raises ValueError for one that is no URL, at which obstore would panic with the first request."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    for name, value in {**environment, **config}.items():
+        if _ENDPOINT.fullmatch(name) and value and not re.match(r"https?://.", value, re.IGNORECASE):
+            raise ValueError(f"{name} is a URL with its scheme, like https://host or http://host:9000")
 
 
 def without_retries(client: Client) -> Client:
