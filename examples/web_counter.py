@@ -8,6 +8,7 @@ curl --insecure https://127.0.0.1:8002/clicks
 
 import asyncio
 import contextlib
+import signal
 import sys
 from typing import Annotated
 
@@ -46,6 +47,9 @@ async def main(path: str, address: str) -> None:
     # Browsers have no certificate of this cluster, and who waits for a click does not wait long for a new leader.
     settings = lbc.NodeSettings(clients="anyone", leader_timeout=5)
     web = lbc.ReadYourWrites(app, cookie=True)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # like Ctrl-C: in good order
     async with cluster.join(can_lead=True, address=address, app=web, settings=settings) as node:
         await node.executescript(SCHEMA)
         print(f"Counting at https://{node.address}/clicks", flush=True)
@@ -53,5 +57,5 @@ async def main(path: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main(*sys.argv[1:]))

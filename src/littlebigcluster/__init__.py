@@ -9,7 +9,7 @@ async with cluster.join(az="AZ0", can_lead=True) as node:
     await node.execute("CREATE TABLE job(id INTEGER PRIMARY KEY, name TEXT)")
 """
 
-from littlebigcluster.cluster import Cluster, Join, Node, ReadYourWrites, Result
+from littlebigcluster.cluster import Cluster, Join, Member, Members, Node, ReadYourWrites, Result
 from littlebigcluster.database import Done, Pending
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import (
@@ -58,6 +58,8 @@ __all__ = [
     "Join",
     "LbcError",
     "Leader",
+    "Member",
+    "Members",
     "NoMember",
     "Node",
     "NodeSettings",

@@ -167,7 +167,10 @@ class NodeSettings:
         for each in fields(self):
             value: Any = getattr(self, each.name)
             if "Duration" in str(each.type):
-                object.__setattr__(self, each.name, seconds(value))
+                try:
+                    object.__setattr__(self, each.name, seconds(value))
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{each.name}: {error}") from None
                 if getattr(self, each.name) < 0:
                     raise ValueError(f"{each.name} cannot be negative")
             elif each.type in ("int", "float") and (isinstance(value, bool) or value <= 0):

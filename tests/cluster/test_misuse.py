@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import EpochTooLarge, Node, NotLeader
+from littlebigcluster import Cluster, EpochTooLarge, Node, NodeSettings, NotLeader
 from littlebigcluster.cluster.forward import MAX_BODY_BYTES
 from tests.cluster.group import Group, group
 from tests.scenarios.stage import memory
@@ -68,3 +68,23 @@ async def test_a_function_that_runs_out_of_rows_says_that_it_raised(nodes: Group
 
     with pytest.raises(RuntimeError, match=r"the transaction function raised StopIteration\(\); it was rolled back"):
         await leader.transaction(first)
+
+
+@pytest.mark.parametrize(
+    ("join", "kind", "message"),
+    [
+        ({"address": "8080"}, ValueError, "not an address: '8080'; write \"host:port\""),
+        ({"address": ":8080"}, ValueError, "not an address: ':8080'; write \"host:port\""),
+        ({"address": 8080}, TypeError, '"host:port", not 8080'),
+        ({"app": 5}, TypeError, "app is an ASGI application, not 5"),
+        ({"leader_app": "x"}, TypeError, "leader_app is an ASGI application, not 'x'"),
+    ],
+)
+def test_bad_arguments_of_a_join_are_refused_at_the_call(join: dict[str, Any], kind: Any, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Cluster("memory://").join(**join)
+
+
+def test_a_setting_that_is_no_duration_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^leader_timeout: a duration is a timedelta or .*, not '20'"):
+        NodeSettings(leader_timeout="20")  # type: ignore[arg-type]

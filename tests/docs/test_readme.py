@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -131,6 +132,33 @@ async def test_a_web_server_of_ones_own_has_the_node_too(monkeypatch: pytest.Mon
             await serving
         assert json.loads(body) == [["first"]]
         assert int(headers["x-lbc-epoch"]) >= names["done"].epoch
+
+
+async def test_the_work_of_the_leader_goes_on_after_a_failover_and_is_done_once() -> None:
+    async with scene() as names, asyncio.timeout(30):
+        now = 0.0
+        names |= {"asyncio": asyncio, "contextlib": contextlib, "time": types.SimpleNamespace(time=lambda: now)}
+        await run(*snippet("def once_a_minute"), names)
+        former = names["node"]
+        await former.execute("CREATE TABLE done(minute INTEGER PRIMARY KEY)")
+        async with names["cluster"].join(can_lead=True, address="127.0.0.1", settings=QUICK) as standby:
+            doing = [asyncio.create_task(names["keep_doing"](node)) for node in (former, standby)]
+            await done_in(standby, [0])
+            await former.members.until(lambda members: members.get(standby.id))
+            await former.step_down(to=standby.id)
+            now = 60.0
+            await done_in(standby, [0, 1])
+            assert (standby.is_leader, former.is_leader) == (True, False)
+            for task in doing:
+                assert not task.done()
+                task.cancel()
+            await asyncio.wait(doing)
+
+
+async def done_in(node: lbc.Node, minutes: list[int]) -> None:
+    async for _ in node.epoch:
+        if [minute for (minute,) in await node.read("SELECT minute FROM done ORDER BY minute")] == minutes:
+            return
 
 
 # Commands

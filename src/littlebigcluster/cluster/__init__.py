@@ -4,6 +4,7 @@ from littlebigcluster.cluster.changes import Changes, TableChanges, compare
 from littlebigcluster.cluster.cluster import Cluster
 from littlebigcluster.cluster.inspect import LogEntry, Rows, State, Status
 from littlebigcluster.cluster.join import Join
+from littlebigcluster.cluster.membership import Member, Members
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.repair import Repaired
 from littlebigcluster.cluster.session import ReadYourWrites
@@ -17,6 +18,8 @@ __all__ = [
     "Cluster",
     "Join",
     "LogEntry",
+    "Member",
+    "Members",
     "Node",
     "ReadYourWrites",
     "Repaired",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,14 +34,22 @@ class Description:
             if address is not None:
                 host_and_port(address)
         check_metadata(self.metadata)
+        for name, app in (("app", self.app), ("leader_app", self.leader_app)):
+            if app is not None and not callable(app):
+                raise TypeError(f"{name} is an ASGI application, not {app!r:.100}")
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Of "host:port" or "host"; port 0 is any free one. Raises ValueError."""
+    """Of "host:port" or "host"; port 0 is any free one. Raises TypeError, ValueError."""
+    if not isinstance(address, str):
+        raise TypeError(f'an address is a string, "host:port", not {address!r}')
     try:
         return parse_address(address)
     except ValueError:
-        return parse_address(f"{address}:0")
+        if not address.isdigit():  # a port alone, not a host
+            with contextlib.suppress(ValueError):
+                return parse_address(f"{address}:0")
+        raise
 
 
 def check_roles(roles: Iterable[str]) -> tuple[str, ...]:

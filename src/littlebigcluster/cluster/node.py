@@ -47,6 +47,8 @@ class Node(Writing, Returning, Snapshotting):
         id: this node's UUID (version 7), new at each join.
         epoch: watch on the epoch that local reads see.
         leader: watch on the `Leader`, None while the leadership is released.
+        members: watch on the `Members`. Each tells its epoch, so while there are writes it changes every second or so,
+            though nobody came or went.
         store: the object store below the cluster's prefix, for the application's own data.
     """
 

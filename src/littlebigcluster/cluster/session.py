@@ -65,6 +65,8 @@ class ReadYourWrites:
     """
 
     def __init__(self, app: ASGIApp, *, cookie: bool = False, timeout: Duration = 5.0) -> None:
+        if not callable(app):
+            raise TypeError(f"ReadYourWrites is put around an ASGI application, not {app!r:.100}")
         self._app, self._cookie, self._timeout_seconds = app, cookie, seconds(timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +77,8 @@ class ReadYourWrites:
         node: Node | None = scope.get("state", {}).get("lbc")
         if node is None:
             raise RuntimeError(
-                'ReadYourWrites finds no node in scope["state"]["lbc"]: serve it with cluster.join(app=)'
+                'ReadYourWrites finds no node in scope["state"]["lbc"]: serve it with cluster.join(app=), or let the'
+                ' lifespan of the application yield {"lbc": node}, and run it (in tests: `with TestClient(app)`)'
             )
         try:
             known = _epoch(scope["headers"])

@@ -289,7 +289,11 @@ def check_follows(entry: Entry, at: Position, *, cluster_id: str) -> None:
     if metadata.kind != "wal":
         raise CorruptLog(name, f'an epoch (kind "wal"), found "{metadata.kind}"')
     if metadata.cluster_id != cluster_id:
-        raise CorruptLog(name, f'an epoch of cluster "{cluster_id}", found one of "{metadata.cluster_id}"')
+        raise CorruptLog(
+            name,
+            f'an epoch of cluster "{cluster_id}", found one of "{metadata.cluster_id}"; if that one was here before,'
+            " end those of its nodes that still run",
+        )
     if metadata.epoch != at.epoch + 1:
         raise CorruptLog(name, f"epoch {at.epoch + 1}, found {metadata.epoch}")
     check_link(metadata, at, name=name)
