@@ -198,7 +198,7 @@ async def test_nobody_listens(clock: Clock) -> None:
 
 
 async def test_plain_http_that_is_not_allowed_is_said_at_once(clock: Clock) -> None:
-    url = f"s3://bucket/p?endpoint=http://127.0.0.1:9&access_key_id=a&secret_access_key=b"
+    url = "s3://bucket/p?endpoint=http://127.0.0.1:9&access_key_id=a&secret_access_key=b"
     with pytest.raises(StoreUnavailable, match=r"add \?allow_http=true to the location") as caught:
         await open_store(url, clock=clock).get("k")
     assert not caught.value.transient
