@@ -25,8 +25,9 @@ STORES = {
     "s3rver": f"the S3 emulator {servers.NODE_PACKAGES['s3rver'].replace('@', ' ')}, which ignores conditions",
 }
 
-SOMETIMES = ("s3rver", "objects are whole")
-"""It fails in most runs: whether a read meets an overwrite half way is a matter of luck."""
+UNLUCKY = "s3rver"
+"""It answers a PUT before what that writes can be read, and whether a read comes in between is a matter of luck: what
+passes in one run may fail in the next one, where the machine is busy."""
 
 INTRODUCTION = """\
 # Stores
@@ -73,7 +74,9 @@ def report() -> str:
     lines += ["", *_row("check", *STORES), *_row(*["---"] * (len(STORES) + 1))]
     for index, name in enumerate(names):
         lines += _row(name, *(outcome(each.checks[index].outcome) for each in found.values()))
-    lines.append(f"\n`{SOMETIMES[1]}` fails on {SOMETIMES[0]} in most runs, not in all of them.")
+    lines.append(
+        f"\n{UNLUCKY} answers a PUT before what it writes can be read: what passes there may fail another time."
+    )
     lines += ["", "## What was seen where it did not pass\n"]
     for kind, each in found.items():
         lines += [

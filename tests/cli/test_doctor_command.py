@@ -37,8 +37,8 @@ def test_an_unsafe_store_fails_by_name(unsafe_url: str) -> None:
     done = run("doctor", unsafe_url)
     assert done.returncode == 1
     name = unsafe_url.partition("?")[0]
-    # "objects are whole" fails in some runs only (docs/STORES.md).
-    assert re.search(rf"^{re.escape(name)}: [23] checks failed; do not use it as it is$", done.stdout, re.MULTILINE)
+    # Others than those named below may fail there, too (docs/STORES.md).
+    assert re.search(rf"^{re.escape(name)}: \d+ checks failed; do not use it as it is$", done.stdout, re.MULTILINE)
     for check in ("refused create", "concurrent creates"):
         assert re.search(rf"^│ {check} +│ fail", done.stdout, re.MULTILINE), done.stdout
     assert "refused create: Two nodes could lead at once" in done.stdout
