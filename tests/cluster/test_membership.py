@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from littlebigcluster.cluster.membership import DuplicateMember, Member, Members, Roster
+from littlebigcluster.cluster.membership import LOOK_SECONDS, DuplicateMember, Member, Members, Roster
 
 TIMEOUT = 10.0
 
@@ -23,6 +23,13 @@ A, B, C = member(1, can_lead=True), member(2), member(3)
 
 def roster(*last: Member, me: Member = A, term: int = 1, now: float = 0.0) -> Roster:
     return Roster(term, me, Members(term - 1, 7, last), now, TIMEOUT)
+
+
+def look(roster: Roster, *, until: float) -> None:
+    """Again and again, as a leader does that does not stand still."""
+    while (now := roster._looked_at + LOOK_SECONDS) < until:
+        roster.expire(now)
+    roster.expire(until)
 
 
 def ids(roster: Roster) -> list[int]:
@@ -84,19 +91,33 @@ def test_who_is_silent_is_taken_off() -> None:
     r = roster()
     r.report(B, "b", 0)
     r.report(C, "c", 5)
-    r.expire(9.9)
+    look(r, until=9.9)
     assert ids(r) == [1, 2, 3]
-    r.expire(10)
+    look(r, until=10)
     assert ids(r) == [1, 3]
     r.report(C, "c", 14)
-    r.expire(20)
+    look(r, until=20)
     assert ids(r) == [1, 3]
     assert r.members.number == 4
 
 
+def test_silence_while_the_leader_stood_still_does_not_count() -> None:
+    r = roster()
+    r.report(B, "b", 0)
+    r.report(C, "c", 6)
+    look(r, until=8)
+    r.report(C, "c", 98)  # it was there when the leader went on, and is read before the list is looked at
+    r.expire(98)
+    assert ids(r) == [1, 2, 3]
+    look(r, until=99)
+    assert ids(r) == [1, 2, 3]
+    look(r, until=100)
+    assert ids(r) == [1, 3], "it was silent for 8 s before, and for 2 s after"
+
+
 def test_the_leader_itself_never_expires_nor_leaves_its_own_list() -> None:
     r = roster()
-    r.expire(1e9)
+    look(r, until=1e4)
     r.goodbye(A.id)
     assert ids(r) == [1]
 
@@ -106,7 +127,7 @@ def test_a_new_leader_starts_from_the_last_view_and_keeps_whom_it_hears() -> Non
     assert ids(r) == [1, 2, 3]
     assert (r.members.term, r.members.number) == (2, 1)
     r.report(C, "c", 105)
-    r.expire(110)
+    look(r, until=110)
     assert ids(r) == [2, 3], "the former leader was not heard any more"
 
 
@@ -144,7 +165,7 @@ def test_the_same_address_with_a_new_id_is_a_new_member_beside_the_old_one() -> 
     again = replace(member(9), address=B.address)
     r.report(again, "b2", 1)
     assert ids(r) == [1, 2, 9]
-    r.expire(10)
+    look(r, until=10)
     assert ids(r) == [1, 9]
 
 

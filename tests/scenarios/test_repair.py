@@ -17,7 +17,7 @@ from littlebigcluster import CorruptLog, Fenced, NodeSettings, NotRetained, Stor
 from littlebigcluster.cluster import repair as module
 from littlebigcluster.cluster import repairing
 from littlebigcluster.cluster.repair import Repaired
-from littlebigcluster.epochs import Repair, names, read_identity, read_repairs
+from littlebigcluster.epochs import Repair, names, read_repairs
 from littlebigcluster.store import Faulty, Store
 from littlebigcluster.store.wrappers import Operation, Wrapper
 from tests.cluster.group import Group, eventually, group
@@ -225,30 +225,6 @@ async def test_of_two_at_once_one_wins_and_the_other_says_so(g: Group) -> None:
     assert done
     assert [each.epoch for each in await read_repairs(g.store)] == [head + 1]
     assert (await g.cluster.verify(deep=True)).findings == []
-    await goes_on(g, history.rows[5])
-
-
-async def test_a_leader_that_cannot_be_asked_is_not_deposed(g: Group) -> None:
-    history, head = await broken(g)
-    asking = asyncio.create_task(g.cluster.repair(act=True, settings=replace(FAST, leader_timeout=2)))
-    await asyncio.sleep(0.5)
-    beacon = json.dumps({"cluster_id": "lol", "term": 9, "epoch": head, "count": 1}).encode()
-    await g.store.put(names.BEACON, beacon)
-    with pytest.raises(Exception, match="a leader lives, of term 9, and cannot be asked from here"):
-        await asking
-    assert await g.store.get(names.wal(head + 1)) is None
-    assert history.rows
-
-
-async def test_an_epoch_that_comes_meanwhile_is_looked_at_anew(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    history, head = await broken(g)
-    asking = asyncio.create_task(g.cluster.repair(act=True, settings=replace(FAST, leader_timeout=0.5)))
-    await asyncio.sleep(0.3)
-    identity, _ = await read_identity(g.store)
-    assert identity.cluster_id == "lol"
-    await g.store.put(names.wal(head + 1), b"an epoch of somebody")
-    done = await asking
-    assert done.epoch == head + 2
     await goes_on(g, history.rows[5])
 
 

@@ -155,6 +155,10 @@ def _deeper(value: Any, levels: int) -> bool:
     return any(levels == 0 or _deeper(child, levels - 1) for child in children)
 
 
+LOOK_SECONDS = 0.5
+"""So often the leader looks who is silent."""
+
+
 class DuplicateMember(Exception):
     """Two live nodes claim one id."""
 
@@ -173,6 +177,7 @@ class Roster:
         self._sessions: dict[UUID, str] = {}
         self._members = {member.id: member for member in last} | {me.id: me}
         self.members = Members(term, 1, self._sorted())
+        self._looked_at = now
 
     def report(self, member: Member, session: str, now: float) -> None:
         """A member has said what it is. `session` tells two processes apart that claim one id.
@@ -208,7 +213,11 @@ class Roster:
             self._remove([id])
 
     def expire(self, now: float) -> None:
-        """Remove who was silent for too long."""
+        """Remove who was silent for too long. To be said again and again: the time for which it was not said is one in
+        which the leader stood still, and heard nobody; it does not count."""
+        lost, self._looked_at = now - self._looked_at - LOOK_SECONDS, now
+        if lost > LOOK_SECONDS / 2:
+            self._heard = {id: min(now, heard + lost) for id, heard in self._heard.items()}
         self._remove([id for id, heard in self._heard.items() if now - heard >= self._timeout])
 
     def _put(self, member: Member) -> None:

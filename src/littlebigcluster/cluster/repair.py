@@ -288,8 +288,8 @@ async def _somebody_lives(state: _State, settings: NodeSettings, *, clock: Clock
     """
     store, head = state.store, state.found.head
     timeout = seconds(settings.leader_timeout)
-    until = clock.monotonic() + 2 * timeout
-    while clock.monotonic() < until:
+    pause, waited, looked_at = min(_LOOK_SECONDS, timeout / 4), 0.0, clock.monotonic()
+    while True:
         listed = await store.list(names.LOG_PREFIX, start_after=names.wal(head))
         if any(epoch_of(info) > head for info in listed):
             return True
@@ -301,5 +301,9 @@ async def _somebody_lives(state: _State, settings: NodeSettings, *, clock: Clock
                 " the newest state: run this where it can be reached, or stop it first and lose what is damaged",
                 sent=False,
             )
-        await asyncio.sleep(min(_LOOK_SECONDS, timeout / 4))
-    return False
+        if waited >= 2 * timeout:
+            return False
+        await asyncio.sleep(pause)
+        # Silence counts only while somebody listens: if this process stood still, so did the leader, perhaps.
+        now = clock.monotonic()
+        waited, looked_at = waited + min(now - looked_at, 2 * pause), now
