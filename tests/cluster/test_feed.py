@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ from tests.scenarios.stage import WAIT
 
 QUIET = {"leader_timeout": 20.0}
 """Nobody becomes suspicious while the test runs."""
-FED_ONLY = {"leader_timeout": 20.0, "poll_interval": HUGE}
-"""What this node learns, it learns from the feed."""
+FED_ONLY = {"leader_timeout": 20.0, "poll_interval": HUGE, "suspect_timeout": inf}
+"""What this node learns, it learns from the feed: when nothing comes for a moment, it does not look at the store."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,19 +86,17 @@ async def test_an_idle_follower_asks_the_store_rarely_while_it_is_fed_and_often_
     async with group() as g:
         a = await g.leader(settings=QUIET)
         fed, unfed = counted(g.store), counted(g.store)
-        b = await g.node(store=fed, settings=QUIET)
+        b = await g.node(store=fed, settings={**QUIET, "suspect_timeout": inf})
         await all_fed(b)
         c = await g.node(store=unfed, settings=QUIET)
         await all_fed(c)
         await g.unfeed(c, a)
-        await asyncio.sleep(0.1)
         await all_fed(b)
-        await asyncio.sleep(0.1)
-        fed.reset()
-        unfed.reset()
-        await asyncio.sleep(1.0)
+        for _ in range(2):  # the first time, for the looks when the feed came up
+            fed.reset()
+            unfed.reset()
+            await eventually(lambda: sum(unfed.requests.values()) >= 15)
         assert sum(fed.requests.values()) <= 1
-        assert sum(unfed.requests.values()) >= 8
         assert a.is_leader
 
 
@@ -259,15 +258,13 @@ async def test_a_node_that_only_follows_holds_one_connection() -> None:
         await g.close()
 
 
-async def test_a_broken_stream_is_made_again_at_once() -> None:
+async def test_a_broken_stream_is_made_again() -> None:
     async with group() as g, relayed_leader(g) as (a, relay):
         b = await g.node(settings=FED_ONLY)
         await all_fed(b)
         relay.cut()
-        start = time.perf_counter()
         await eventually(lambda: not b._reporter.connected.value)
         await all_fed(b)
-        assert time.perf_counter() - start < 3
         epoch = await write(a, "x")
         await b.epoch.until(lambda now: now >= epoch, timeout=WAIT)
         await g.close()
@@ -275,14 +272,13 @@ async def test_a_broken_stream_is_made_again_at_once() -> None:
 
 async def test_a_silent_stream_is_given_up_for_polling_and_taken_up_again() -> None:
     async with group() as g, relayed_leader(g, member_timeout=1) as (a, relay):
-        b = await g.node(settings={**QUIET, "member_timeout": 1})
+        # While it takes itself for fed, it looks at the store every 45 s.
+        b = await g.node(settings={"leader_timeout": 60.0, "suspect_timeout": inf, "member_timeout": 1})
         await all_fed(b)
         await eventually(lambda: len(a.members.value) == 2)
         relay.swallow()
-        start = time.perf_counter()
         epoch = await write(a, "by polling")
         await b.epoch.until(lambda now: now >= epoch, timeout=WAIT)
-        assert time.perf_counter() - start < 3.5
         assert not b._reporter.connected.value
         # TCP says that all is well, but nothing was heard of the member.
         await eventually(lambda: len(a.members.value) == 1, "the silent member is taken off the list")
@@ -397,12 +393,13 @@ async def test_a_leader_that_answers_but_does_not_reach_the_store_is_replaced(mo
         watching.add_done_callback(lambda _: broke.append(time.perf_counter()))
         network.outage()
         start = time.perf_counter()
-        await b.wait_until_leader(timeout=10)
+        await b.wait_until_leader(timeout=WAIT)
         took = time.perf_counter() - start
         watching.cancel()
-        assert 1.0 < took < 6, "as long as the silence of a leader that is gone, about"
+        # How long at most is shown on virtual time: tests/simulation/test_without_the_store.py.
+        assert took > 1.0, "as long as the silence of a leader that is gone, about"
         assert not broke or broke[0] - start > took - 0.5, "the old leader fed it until then"
-        await c.leader.until(lambda leader: leader and leader.uuid == b.id, timeout=3)
+        await c.leader.until(lambda leader: leader and leader.uuid == b.id, timeout=WAIT)
         network.outage(False)
         await eventually(lambda: not a.is_leader)
         await all_fed(a, c)

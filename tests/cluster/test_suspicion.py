@@ -65,11 +65,9 @@ async def test_a_dead_leader_is_replaced_though_the_time_out_is_an_hour() -> Non
         a = await g.leader(settings=PATIENT)
         b, c = await g.node(can_lead=True, settings=PATIENT), await g.node(settings=PATIENT)
         await together(a, b, c)
-        began = time.monotonic()
         await g.crash(a)
         await b.wait_until_leader(timeout=WAIT)
-        assert time.monotonic() - began < LONG_SECONDS
-        await c.execute("INSERT INTO job VALUES ('through c')", timeout=LONG_SECONDS)
+        await c.execute("INSERT INTO job VALUES ('through c')", timeout=WAIT)
         assert b.term == 2
 
 
@@ -118,7 +116,7 @@ async def test_without_suspicion_only_silence_counts() -> None:
         assert not b.is_leader
 
 
-async def test_of_several_standbys_the_one_with_the_highest_priority_leads_and_at_once() -> None:
+async def test_of_several_standbys_the_one_with_the_highest_priority_leads() -> None:
     async with group() as g:
         a = await g.leader(settings=PATIENT)
         standbys = [await g.node(can_lead=True, leader_priority=p, settings=PATIENT) for p in (0, -1, 2, 1)]
@@ -126,7 +124,7 @@ async def test_of_several_standbys_the_one_with_the_highest_priority_leads_and_a
         assert [member.leader_priority for member in a.members.value] == [0, 0, -1, 2, 1]
         for term, best in ((2, standbys[2]), (3, standbys[3])):
             await g.crash(a)
-            await best.wait_until_leader(timeout=LONG_SECONDS)
+            await best.wait_until_leader(timeout=WAIT)
             await best.execute("INSERT INTO job VALUES ('next')")
             rest = [node for node in standbys if node not in (best, a)]
             for node in rest:

@@ -77,6 +77,7 @@ async def main() -> None:
     parser.add_argument("--after", type=int, default=5, help="so many writes before it dies")
     parser.add_argument("--first", type=int, default=1, help="the id of the first operation")
     parser.add_argument("--leader-timeout", type=float, default=1.2)
+    parser.add_argument("--suspect-timeout", type=float, default=1.5)
     arguments = parser.parse_args()
 
     store = Deadly(open_store(arguments.store, clock=Clock()), arguments.die)
@@ -84,6 +85,7 @@ async def main() -> None:
         directory=arguments.directory,
         epoch_interval=0,
         leader_timeout=arguments.leader_timeout,
+        suspect_timeout=arguments.suspect_timeout,
         poll_interval=0.05,
         readers=1,
     )

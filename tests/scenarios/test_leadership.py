@@ -215,7 +215,7 @@ async def test_a_shutdown_without_the_store_ends_in_time_and_tells_what_it_does_
         a = await s.leader(shutdown_timeout=0.3)
         a.network.outage()
         running = asyncio.create_task(s.recorder.write(a.node))
-        await eventually(lambda: a.network.faults)
+        await eventually(lambda: "create" in [operation for operation, *_ in a.network.faults])
         async with asyncio.timeout(WAIT):
             await a.leave()
             assert await running == "unknown"

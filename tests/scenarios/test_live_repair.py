@@ -107,6 +107,7 @@ async def test_a_follower_that_meets_the_epoch_before_its_snapshot_waits_for_tha
 ) -> None:
     b, head = await dead_of_damage(s)
     reading, held = Reading(b), NoSnapshotYet(s.store)
+    await eventually(lambda: reading.seen)
     repair = repairing(held)
     await held.reached.wait()
     await eventually(lambda: WAITS in caplog.text)
@@ -131,6 +132,7 @@ async def test_a_standby_behind_the_damage_waits_while_a_repair_is_under_way_and
     await written(s, "kept")
     b = await s.actor(leader_timeout=600)
     b.gate.shut()
+    await eventually(lambda: b.gate.held)
     a = await written(s, "lost", "lost too")
     head = a.node.epoch.value
     await a.kill()

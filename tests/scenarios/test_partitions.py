@@ -21,7 +21,7 @@ from tests.scenarios.stage import WAIT
 pytestmark = pytest.mark.slow
 
 NOTICED_WITHIN_SECONDS = 4.0
-"""A silent feed is given up after 1.5 s; the machine may be busy."""
+"""A silent feed is given up after 1.5 s; the machine may be busy, and what stands still is not counted."""
 
 
 @dataclass

@@ -132,6 +132,14 @@ async def test_a_restore_that_is_pinned_outlives_passes(tmp_path: Path) -> None:
 async def test_the_leader_makes_passes_by_itself_and_none_while_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PASS_SECONDS", 0.05)
     monkeypatch.setattr(module, "pass_interval", lambda _: 0.05)
+    make_pass, passed = Retention.make_pass, list[int]()
+
+    async def noted(self: Retention) -> None:
+        head = self._local.epoch.value
+        await make_pass(self)
+        passed.append(head)
+
+    monkeypatch.setattr(Retention, "make_pass", noted)
     async with stage(Dated()) as s:
         clock = HandClock()
         counting = Counting(s.store)
@@ -149,7 +157,7 @@ async def test_the_leader_makes_passes_by_itself_and_none_while_it_is_idle(monke
                 await asyncio.sleep(0.1)
 
         await asyncio.wait_for(grows_until_old_ones_are_gone(), 20)
-        await asyncio.sleep(0.3)
+        await eventually(lambda: passed[-1] == a.node.epoch.value)
         counting.reset()
         await asyncio.sleep(0.5)
         assert counting.requests["list"] == 0
