@@ -157,4 +157,4 @@ def why_not(error: OSError | subprocess.SubprocessError) -> tuple[str, bool]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=10)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)

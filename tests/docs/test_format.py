@@ -131,7 +131,7 @@ async def write(store: Path, compression: Compression) -> Written:
     first_merged = names.merged(1, FANOUT).removeprefix(names.DIRECTORY)
     await cluster.init("007", settings=lbc.ClusterSettings(compression=compression))
     settings = lbc.NodeSettings(epoch_interval=0, snapshot_epochs=5, leader_timeout=0.9)
-    async with cluster.join(can_lead=True, az="AZ0", settings=settings) as node, asyncio.timeout(30):
+    async with cluster.join(can_lead=True, az="AZ0", settings=settings) as node, asyncio.timeout(100):
         await node.wait_until_leader()
         await node.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
         for number in range(5):
@@ -140,7 +140,7 @@ async def write(store: Path, compression: Compression) -> Written:
             await node.execute("UPDATE t SET b = randomblob(300) WHERE a = 3")
         while not all((log / name).exists() for name in (".beacon", ".last_snapshot", first_merged)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    async with cluster.join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node, asyncio.timeout(30):
+    async with cluster.join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node, asyncio.timeout(100):
         await node.wait_until_leader()
         await node.execute("DELETE FROM t WHERE a = 1")
         await node.execute("UPDATE t SET b = 'x' WHERE a = 2")

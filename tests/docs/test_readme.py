@@ -41,6 +41,7 @@ WRITTEN = ("ARCHITECTURE.md", "FORMAT.md", "OPERATING.md", "TESTING.md")
 LASTING = ("leader", "follower", "demo")
 BUILTINS = ("export", "curl")
 QUICK = lbc.NodeSettings(epoch_interval=0)
+PATIENCE_SECONDS = 90
 
 # Programs
 
@@ -52,7 +53,13 @@ def test_the_first_program_runs_alone_and_again(tmp_path: Path) -> None:
         environment = {**os.environ, "LBC_ADDRESS": "127.0.0.1"}
         command = [sys.executable, "-W", "error", "-c", source]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_SECONDS,
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert ast.literal_eval(done.stdout) == [(number, "hello") for number in ids]
@@ -64,7 +71,7 @@ async def scene() -> AsyncIterator[dict[str, Any]]:
     cluster = lbc.Cluster("memory://")
     await cluster.init("readme")
     async with cluster.join(can_lead=True, address="127.0.0.1", settings=QUICK) as node:
-        await node.wait_until_leader(timeout=20)
+        await node.wait_until_leader(timeout=PATIENCE_SECONDS)
         await node.executescript("CREATE TABLE job(id INTEGER PRIMARY KEY, name, worker); CREATE TABLE note(text);")
         done = await node.execute("INSERT INTO job(name) VALUES ('first')")
         yield {"lbc": lbc, "cluster": cluster, "node": node, "done": done}
@@ -79,7 +86,7 @@ async def run(line: int, source: str, names: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("line", "source"), SNIPPETS, ids=[f"line{line}" for line, _ in SNIPPETS])
 async def test_snippets_run(line: int, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some write files
-    async with scene() as names, asyncio.timeout(30):
+    async with scene() as names, asyncio.timeout(PATIENCE_SECONDS):
         await run(line, source, names)
 
 
@@ -91,7 +98,7 @@ def snippet(word: str) -> tuple[int, str]:
 
 async def curl(*arguments: str) -> tuple[dict[str, str], str]:
     """The headers and the body of an answer."""
-    command = ["curl", "--silent", "--include", "--fail-with-body", "--max-time", "10", *arguments]
+    command = ["curl", "--silent", "--include", "--fail-with-body", "--max-time", "60", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     assert process.returncode == 0, output
@@ -101,7 +108,7 @@ async def curl(*arguments: str) -> tuple[dict[str, str], str]:
 
 async def test_the_web_application_serves_strangers_on_the_port_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBC_ADDRESS", "127.0.0.1")
-    async with scene() as names, asyncio.timeout(30):
+    async with scene() as names, asyncio.timeout(PATIENCE_SECONDS):
         await run(*snippet("def this_node"), names)
         async with names["joining"] as node:
             headers, _ = await curl("--insecure", "-X", "POST", f"https://{node.address}/jobs/second")
@@ -112,7 +119,7 @@ async def test_the_web_application_serves_strangers_on_the_port_of_the_node(monk
 
 async def test_a_web_server_of_ones_own_has_the_node_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LBC_ADDRESS", "127.0.0.1")
-    async with scene() as names, asyncio.timeout(30):
+    async with scene() as names, asyncio.timeout(PATIENCE_SECONDS):
         await run(*snippet("def lifespan"), names)
 
         @names["app"]._app.get("/jobs")
@@ -234,13 +241,15 @@ def test_the_command_line_as_shown_works(tmp_path: Path) -> None:
             if words[1] in LASTING:
                 running.append(_start(command, environment, "Waiting for" if words[1] == "leader" else "Joined"))
                 continue
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS
+            )
             assert (done.returncode, done.stderr) == (0, ""), line
     finally:
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
-            process.communicate(timeout=30)
+            process.communicate(timeout=PATIENCE_SECONDS)
 
 
 def _start(command: list[str], environment: dict[str, str], until: str) -> subprocess.Popen[str]:
@@ -292,6 +301,11 @@ def test_another_server_is_reached_as_shown(ministack: Server) -> None:
         for last in ("init", "status"):
             command = [sys.executable, "-m", "littlebigcluster", *options, last]
             done = subprocess.run(
-                command, env={**clean, **keys, **given}, capture_output=True, text=True, check=False, timeout=60
+                command,
+                env={**clean, **keys, **given},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE_SECONDS,
             )
             assert (done.returncode, done.stderr) == (0, ""), line

@@ -10,6 +10,7 @@ import pytest
 from littlebigcluster.clock import Clock
 from littlebigcluster.net import Authority, Client, NodeIdentity, Server
 from tests.net.app import ContractApp
+from tests.net.serving import PATIENT
 
 WEEK = timedelta(days=7)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -45,5 +46,5 @@ def url(server: Server) -> str:
 
 @pytest.fixture
 async def client(url: str, mint: Callable[[str], NodeIdentity], clock: Clock) -> AsyncIterator[Client]:
-    async with Client(url, tls=mint("client"), clock=clock) as client:
+    async with Client(url, tls=mint("client"), clock=clock, **PATIENT) as client:
         yield client

@@ -64,7 +64,7 @@ async def _serve(identity: NodeIdentity, host: str) -> None:
 
 
 async def _follow(identity: NodeIdentity, url: str, path: str) -> None:
-    async with Client(url, tls=identity, clock=Clock()) as client:
+    async with Client(url, tls=identity, clock=Clock(), connect_timeout_seconds=60) as client:
         try:
             async with client.stream("GET", path) as response:
                 async for _ in response:

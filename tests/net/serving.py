@@ -9,6 +9,9 @@ from typing import Any
 from littlebigcluster.clock import Clock
 from littlebigcluster.net import ASGIApp, Client, NodeIdentity, Server
 
+PATIENT = {"connect_timeout_seconds": 60.0, "ping_timeout_seconds": 60.0}
+"""Of clients that are not there to find out that a peer is dead: the whole machine may stand still for a while."""
+
 
 @asynccontextmanager
 async def serving(app: ASGIApp, tls: NodeIdentity | None, **options: Any) -> AsyncIterator[Server]:
@@ -22,7 +25,10 @@ async def serving(app: ASGIApp, tls: NodeIdentity | None, **options: Any) -> Asy
 
 @asynccontextmanager
 async def pair(app: ASGIApp, tls: NodeIdentity, **options: Any) -> AsyncIterator[tuple[Server, Client]]:
-    async with serving(app, tls, **options) as server, Client(url_of(server), tls=tls, clock=Clock()) as client:
+    async with (
+        serving(app, tls, **options) as server,
+        Client(url_of(server), tls=tls, clock=Clock(), **PATIENT) as client,
+    ):
         yield server, client
 
 

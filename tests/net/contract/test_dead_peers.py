@@ -21,7 +21,7 @@ from tests.net.serving import url_of
 
 Mint = Callable[[str], NodeIdentity]
 
-NOTICED_WITHIN_SECONDS = 20.0  # about four, on a machine with nothing else to do
+NOTICED_WITHIN_SECONDS = 60.0  # about four, on a machine with nothing else to do
 
 
 async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
@@ -67,7 +67,9 @@ async def test_a_killed_server_is_noticed_at_once(mint: Mint, clock: Clock) -> N
     async with peer(mint("server"), "server", "127.0.0.1") as server:
         url = f"https://127.0.0.1:{await server.told()}"
         async with (
-            Client(url, tls=mint("client"), clock=clock, ping_seconds=600) as client,  # it does not find out by asking
+            Client(
+                url, tls=mint("client"), clock=clock, ping_seconds=600, connect_timeout_seconds=60
+            ) as client,  # it does not find out by asking
             client.stream("GET", "/silence") as stream,
         ):
             await anext(stream)

@@ -15,7 +15,7 @@ from littlebigcluster.errors import PeerUnavailable
 from littlebigcluster.net import Authority, Client, NodeIdentity, Server, bundle
 from tests.net.app import ContractApp
 from tests.net.conftest import LOOPBACK, WEEK
-from tests.net.serving import serving, url_of
+from tests.net.serving import PATIENT, serving, url_of
 
 Mint = Callable[[str], NodeIdentity]
 
@@ -26,7 +26,7 @@ class LongAgo(Clock):
 
 
 async def hello(url: str, identity: NodeIdentity | None) -> dict[str, object]:
-    async with Client(url, tls=identity, clock=Clock()) as client:
+    async with Client(url, tls=identity, clock=Clock(), **PATIENT) as client:
         answer = await client.get_json("/hello")
         assert isinstance(answer, dict)
         return answer

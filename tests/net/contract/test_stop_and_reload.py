@@ -17,7 +17,7 @@ from littlebigcluster.errors import PeerUnavailable
 from littlebigcluster.net import CUT_OFF_HEADER, Authority, Client, NodeIdentity, Receive, Scope, Send, Server
 from tests.net.app import ContractApp
 from tests.net.conftest import LOOPBACK, WEEK
-from tests.net.serving import pair
+from tests.net.serving import PATIENT, pair
 
 Mint = Callable[[str], NodeIdentity]
 
@@ -114,7 +114,7 @@ async def test_new_certificates_without_a_refused_connection(
                 # Trusts either authority; shows a certificate of the old one, which the server trusts throughout.
                 shown = NodeIdentity(old.cert_pem, old.key_pem, identity.ca_bundle_pem, old.not_after)
                 try:
-                    async with Client(client.base_url, tls=shown, clock=clock) as newcomer:
+                    async with Client(client.base_url, tls=shown, clock=clock, **PATIENT) as newcomer:
                         await newcomer.request("GET", "/hello", timeout=60)
                         seen += 1
                 except PeerUnavailable as error:
@@ -246,7 +246,7 @@ def _run_to_the_end(how: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
