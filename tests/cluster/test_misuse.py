@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -88,3 +89,27 @@ def test_bad_arguments_of_a_join_are_refused_at_the_call(join: dict[str, Any], k
 def test_a_setting_that_is_no_duration_is_named() -> None:
     with pytest.raises(TypeError, match=r"^leader_timeout: a duration is a timedelta or .*, not '20'"):
         NodeSettings(leader_timeout="20")  # type: ignore[arg-type]
+
+
+async def test_a_node_that_was_not_entered_says_how(nodes: Group) -> None:
+    join: Any = nodes.cluster.join(can_lead=True)
+    with pytest.raises(AttributeError, match=r"a Join has no 'execute': `async with cluster.join"):
+        await join.execute("SELECT 1")
+
+
+@pytest.mark.filterwarnings("ignore:The default date adapter is deprecated:DeprecationWarning")
+async def test_a_write_with_dates_and_adapters_does_the_same_on_every_node(nodes: Group) -> None:
+    class Point:
+        def __conform__(self, protocol: object) -> str:
+            return "1;2"
+
+    day = datetime.date(2026, 11, 26)
+    for node in (await nodes.leader(), await nodes.node()):
+        await node.execute("INSERT INTO job VALUES (?)", (day,))
+        await node.execute("INSERT INTO job VALUES (:name)", {"name": Point()}, key=f"mine {node.id}")
+        await node.executemany("INSERT INTO job VALUES (?)", [(day,), (bytearray(b"x"),)])
+        await node.batch([("INSERT INTO job VALUES (?)", [Point()])])
+        with pytest.raises((sqlite3.Error, TypeError), match=r"is not supported|cannot travel"):
+            await node.execute("INSERT INTO job VALUES (?)", (object(),))
+    first = ["2026-11-26", "1;2", "2026-11-26", b"x", "1;2"]
+    assert [name for (name,) in await node.read("SELECT name FROM job ORDER BY rowid")] == first * 2

@@ -90,7 +90,7 @@ class Forwarder:
         certainly not written), OutcomeUnknown with the key (a new one if none is given), ValueError for a key that was
         used for other work.
         """
-        key = key if key is not None else self._clock.token().hex()
+        key, work = key if key is not None else self._clock.token().hex(), work.portable()
         body = to_json({"key": key, "kind": work.kind, "arguments": work.arguments})
         with self._admitted(len(body)):
             return await self._send(work, key, body, timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.description import Description
@@ -34,6 +34,11 @@ class Join:
         self._store, self._expected_id, self._settings = store, expected_id, settings
         self._description, self._procedures, self._clock = description, procedures, clock
         self._failed = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"a Join has no {name!r}: `async with cluster.join(...) as node` gives the node")
 
     async def __aenter__(self) -> Node:
         identity, body = await read_identity(self._store, expected_id=self._expected_id)

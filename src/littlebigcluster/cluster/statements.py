@@ -51,6 +51,17 @@ class Work:
                 return lambda db: procedure(db, **arguments)
         raise ValueError(f"unknown kind of work: {self.kind!r}")
 
+    def portable(self) -> Work:
+        """The same, with the parameters as `sqlite3` binds them here: dates, and whatever has an adapter."""
+        match self.kind, self.arguments:
+            case "execute", [sql, parameters]:
+                return Work("execute", [sql, _bound(parameters)])
+            case "many", [sql, rows]:
+                return Work("many", [sql, [_bound(each) for each in rows]])
+            case "batch", statements:
+                return Work("batch", [[sql, _bound(parameters)] for sql, parameters in statements])
+        return self
+
     def digest(self) -> str:
         """The same for the same work, on every node."""
         return hashlib.sha256(to_json([self.kind, self.arguments]).encode()).hexdigest()[:32]
@@ -137,6 +148,21 @@ def _plain(parameters: Parameters) -> Any:
         return list(parameters)
     except TypeError:
         raise TypeError(f"parameters are a sequence or a mapping, like ({parameters!r:.50},)") from None
+
+
+def _bound(parameters: Any) -> Any:
+    if isinstance(parameters, dict):
+        return {name: _adapted(value) for name, value in parameters.items()}
+    return [_adapted(value) for value in parameters]
+
+
+def _adapted(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bytes):
+        return value
+    try:
+        return sqlite3.adapt(value, sqlite3.PrepareProtocol)
+    except sqlite3.ProgrammingError:  # it has no adapter
+        return value
 
 
 def _pair(statement: tuple[str, Parameters]) -> list[Any]:
