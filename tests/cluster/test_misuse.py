@@ -113,3 +113,23 @@ async def test_a_write_with_dates_and_adapters_does_the_same_on_every_node(nodes
             await node.execute("INSERT INTO job VALUES (?)", (object(),))
     first = ["2026-11-26", "1;2", "2026-11-26", b"x", "1;2"]
     assert [name for (name,) in await node.read("SELECT name FROM job ORDER BY rowid")] == first * 2
+
+
+async def test_a_procedure_gets_and_gives_the_same_wherever_it_is_called(nodes: Group) -> None:
+    @nodes.cluster.procedure
+    def echo(db: sqlite3.Connection, value: Any) -> Any:
+        db.execute("INSERT INTO job VALUES ('echo')")
+        return (value, b"x", {1: None})
+
+    @nodes.cluster.procedure
+    def give(db: sqlite3.Connection) -> Any:
+        db.execute("INSERT INTO job VALUES ('lost')")
+        return object()
+
+    for node in (await nodes.leader(), await nodes.node()):
+        assert (await node.call("echo", value=(1, 2))).value == [[1, 2], b"x", {"1": None}]
+        with pytest.raises(TypeError, match="cannot travel"):
+            await node.call("echo", value=object())
+        with pytest.raises(TypeError, match="cannot travel"):
+            await node.call("give")
+    assert await node.read("SELECT name FROM job") == [("echo",)] * 2

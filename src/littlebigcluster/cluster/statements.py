@@ -48,7 +48,8 @@ class Work:
                 if name not in procedures:
                     raise ValueError(f"the leader knows no procedure {name!r}; register it on every node that can lead")
                 procedure = procedures[name]
-                return lambda db: procedure(db, **arguments)
+                # As if it had travelled, also where it has not: a node that leads today follows tomorrow.
+                return lambda db: _as_json(procedure(db, **arguments))
         raise ValueError(f"unknown kind of work: {self.kind!r}")
 
     def portable(self) -> Work:
@@ -93,7 +94,8 @@ def batch(statements: Sequence[tuple[str, Parameters]]) -> Work:
 
 
 def call(name: str, arguments: Mapping[str, Any]) -> Work:
-    return Work("call", [name, dict(arguments)])
+    """Raises TypeError for arguments that JSON cannot hold."""
+    return Work("call", [name, _as_json(dict(arguments))])
 
 
 def to_json(value: Any) -> str:
@@ -103,6 +105,10 @@ def to_json(value: Any) -> str:
 
 def from_json(text: str | bytes) -> Any:
     return json.loads(text, object_hook=_decode)
+
+
+def _as_json(value: Any) -> Any:
+    return from_json(to_json(value))
 
 
 def _encode(value: Any) -> Any:

@@ -106,9 +106,9 @@ class Writing(Home):
 
     async def call(self, name: str, key: str | None = None, /, **arguments: Any) -> Done[Any]:
         """Run the procedure that was registered under this name (`@cluster.procedure`) as a transaction on the
-        leader. Arguments and result are JSON and bytes. `key` as for `execute`; by position, so that arguments can
-        have any name. Raises what the procedure raises, if that is a builtin exception or one of this library or
-        sqlite3 (else LbcError); and like `execute`."""
+        leader. Arguments and result are JSON and bytes: tuples become lists, wherever it is called. `key` as for
+        `execute`; by position, so that arguments can have any name. Raises what the procedure raises, if that is a
+        builtin exception or one of this library or sqlite3 (else LbcError); and like `execute`."""
         return await self._write(statements.call(name, arguments), None, key)
 
     async def _write(self, work: Work, timeout: Duration | None, key: str | None) -> Done[Any]:
