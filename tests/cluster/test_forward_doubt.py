@@ -41,14 +41,14 @@ class Answers:
         pass
 
 
-async def send(*answers: Any) -> None:
+async def send(*answers: Any, timeout: float = 0.5) -> None:
     clock = Clock()
     leader: Watch[Leader | None] = Watch(Leader(clock.uuid7(), "127.0.0.1:1", ""))
     client: Any = Answers(*answers)
     forwarder = Forwarder(
         leader, me=clock.uuid7(), run_here=lambda *_: pytest.fail("not here"), connect=lambda _: client, clock=clock
     )
-    await forwarder.send(statements.execute("INSERT INTO x VALUES (1)", ()), timeout=0.5)
+    await forwarder.send(statements.execute("INSERT INTO x VALUES (1)", ()), timeout=timeout)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ async def test_a_refusal_of_the_second_attempt_says_nothing_of_the_first(kind: s
 
 async def test_a_refusal_is_certain_when_nothing_was_sent_before() -> None:
     with pytest.raises(StoreUnavailable):
-        await send(NEVER_SENT, refusal("StoreUnavailable"))
+        await send(NEVER_SENT, refusal("StoreUnavailable"), timeout=60)
     with pytest.raises(Overloaded):
-        await send(NEVER_SENT, refusal("Overloaded"))
+        await send(NEVER_SENT, refusal("Overloaded"), timeout=60)
     with pytest.raises(NotLeader):
         await send(NEVER_SENT)
 

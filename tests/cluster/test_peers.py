@@ -164,7 +164,7 @@ async def test_a_request_waits_for_a_leader(nodes: Group, app: App) -> None:
 async def test_without_a_leader_a_request_ends_in_time(nodes: Group) -> None:
     alone = await nodes.node()
     with pytest.raises(NoMember, match=r"nobody led.* within 0\.2 s"):
-        await within(alone.leader_client.get("/who", timeout=0.2), 2)
+        await within(alone.leader_client.get("/who", timeout=0.2))
     with pytest.raises(NoMember):
         async with alone.leader_client.stream("GET", "/who", timeout=0.2):
             raise AssertionError("there is nobody")
@@ -253,7 +253,7 @@ async def test_a_leader_behind_a_silent_network_is_left_within_seconds(nodes: Gr
         second = await nodes.node(can_lead=True, app=app)
         await nodes.leave(first)
         await second.wait_until_leader(timeout=WAIT)
-        assert (await within(get, 6))["id"] == str(second.id)
+        assert (await within(get))["id"] == str(second.id)
 
 
 @contextlib.asynccontextmanager
@@ -324,7 +324,7 @@ async def test_a_503_of_the_application_is_an_answer(nodes: Group, app: App) -> 
 async def test_a_request_that_breaks_each_connection_is_given_up(nodes: Group, app: App) -> None:
     leader = await nodes.leader(app=app)
     with pytest.raises(PeerUnavailable):
-        await within(leader.leader_client.get("/broken"), 5)
+        await within(leader.leader_client.get("/broken"))
     assert app.count(leader, "/broken") == 3
 
 
@@ -467,7 +467,7 @@ async def test_when_all_members_are_dead_the_last_failure_is_told(nodes: Group, 
         await stop_serving(worker)
     for _ in range(2):
         with pytest.raises(PeerUnavailable) as caught:
-            await within(leader.client("worker").post("/who"), 3)
+            await within(leader.client("worker").post("/who"))
         assert not caught.value.sent
 
 
@@ -479,7 +479,7 @@ async def test_a_member_behind_a_silent_network_is_skipped_within_seconds(nodes:
         client = leader.client("worker")
         assert len(await asked(client, 4)) == 2
         relay.swallow()
-        assert await within(asked(client, 10), 6) == {str(other.id): 10}
+        assert await within(asked(client, 10)) == {str(other.id): 10}
         await nodes.crash(silent)
 
 
@@ -493,7 +493,12 @@ async def test_only_one_request_waits_for_a_member_that_does_not_answer_any_more
         relay.swallow()
         relay.cut()  # new connections are accepted, and nothing comes
         await asyncio.sleep(0.1)  # for the client to see that the old one is gone
-        assert await within(asked(client, 10), 3.5) == {str(other.id): 10}
+        slow, now = 0, asyncio.get_running_loop().time
+        for _ in range(10):
+            begun = now()
+            assert await within(asked(client, 1)) == {str(other.id): 1}
+            slow += now() - begun > 1
+        assert slow <= 2, "the machine may stand still once; without this, every second request would wait"
         await nodes.crash(silent)
 
 
@@ -511,8 +516,8 @@ async def test_a_member_that_only_impatient_callers_ask_is_skipped_too(nodes: Gr
             with contextlib.suppress(RequestTimeout):
                 await client.get("/who", timeout=0.2)
         (peer,) = (peer for peer in client._connections.all.value if peer.place.id == silent.id)
-        await eventually(lambda: peer.state == "down", timeout=4)
-        assert await within(asked(client, 10, timeout=1), 5) == {str(other.id): 10}
+        await eventually(lambda: peer.state == "down")
+        assert await within(asked(client, 10, timeout=1)) == {str(other.id): 10}
         await nodes.crash(silent)
 
 
@@ -580,11 +585,11 @@ async def test_clients_end_with_the_node(nodes: Group, app: App) -> None:
     await nodes.leave(follower)
     for call in (*calls, waiting):
         with pytest.raises(LbcError):
-            await within(call, 1)
+            await within(call)
     assert all(peer.closed for peer in peers)
     for client in (to_leader, to_worker):
         with pytest.raises(LbcError, match="the node has stopped"):
-            await within(client.get("/who"), 1)
+            await within(client.get("/who"))
     with pytest.raises(LbcError, match="the node has stopped"):
         follower.client("late")
 
