@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import Cluster, DirectoryInUse
+from littlebigcluster import Cluster, DirectoryInUse, temporary
 from littlebigcluster.clock import Clock
 from littlebigcluster.store import Store, Wrapper, open_store
 from tests.scenarios.stage import FAST, WAIT
@@ -101,6 +101,52 @@ async def test_a_given_directory_holds_one_copy_and_no_scratch(cluster: Cluster,
             await node.execute("CREATE TABLE IF NOT EXISTS x(y)")
             path = node.database_path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["lock.db", path.parent.name])
+
+
+async def test_a_given_directory_is_cleared_of_what_a_killed_node_left_and_kept_from_then_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await cluster.init("lol")
+    given = tmp_path / "lbc-given"
+    given.mkdir(mode=0o700)
+    for name in ("primary-1.db", "snapshot-1", "past-1", "rollback-1"):
+        (given / name).mkdir()
+        (given / name / "file").write_text("x")
+    (given / temporary.MARK).write_text("x")  # somebody keeps what was a temporary one
+    await join_and_leave(cluster, given)
+    temporary.sweep(tmp_path)
+    assert sorted(entry.name.partition("-")[0] for entry in given.iterdir()) == ["lock.db", "replica"]
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+async def test_a_join_sweeps_what_a_dead_node_left_and_does_not_wait_for_it(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    await cluster.init("lol")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = temporary.TemporaryDirectory()
+    assert dead._lock is not None
+    dead._lock.close()
+    joined, removed = asyncio.Event(), temporary._removed
+    loop = asyncio.get_running_loop()
+
+    def removed_later(path: Path) -> bool:
+        asyncio.run_coroutine_threadsafe(joined.wait(), loop).result()
+        return removed(path)
+
+    monkeypatch.setattr(temporary, "_removed", removed_later)
+    address = "127.0.0.1:0" if ends == "well" else "192.0.2.1:1"  # no address of this machine
+    join = cluster.join(settings=FAST, address=address)
+    if ends == "well":
+        async with join as node:
+            assert await node.read("SELECT 1") == [(1,)]
+            assert dead.path.exists()
+            joined.set()
+    else:
+        loop.call_soon(joined.set)
+        with pytest.raises(OSError, match=r"192\.0\.2\.1"):
+            await join.__aenter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_many_nodes_run_in_one_process(cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -154,6 +155,34 @@ async def test_processes_are_killed_one_after_the_other(processes: Processes, tm
         await member.says_word("done", times=10)
         member.signal(signal.SIGKILL)
         await member.ends()
+    await processes.check()
+
+
+async def test_a_join_removes_the_directory_of_a_killed_node_and_not_that_of_a_living_one(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    killed = await processes.member()
+    await killed.says_word("done")
+    (left,) = temporary.iterdir()
+    living = await processes.member()
+    await living.says_word("joined")
+    (kept,) = set(temporary.iterdir()) - {left}
+    killed.signal(signal.SIGKILL)
+    await killed.ends()
+    assert left.exists()
+    async with Cluster(processes.place).join(settings=NodeSettings(directory=tmp_path / "given")):
+        assert left.exists(), "who brings a directory has no business there"
+    async with Cluster(processes.place).join(settings=NodeSettings()):
+        pass
+    assert list(temporary.iterdir()) == [kept]
+    await living.says_word("done")
+    living.signal(signal.SIGTERM)
+    assert await living.ends() == 0
+    assert list(temporary.iterdir()) == []
     await processes.check()
 
 

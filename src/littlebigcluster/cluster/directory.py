@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
-import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from littlebigcluster.errors import DirectoryInUse
+from littlebigcluster.temporary import MARK, lock, temporary_directory
+from littlebigcluster.threads import in_thread
 
-_LEFTOVERS = ("primary-*", "snapshot-*", "past-*")
+_LEFTOVERS = ("primary-*", "snapshot-*", "past-*", "rollback-*")
 """What a node that crashed may have left, and no other one can use."""
 
 
-class NodeDirectory:
+@contextlib.asynccontextmanager
+async def node_directory(given: Path | None) -> AsyncIterator[Path]:
     """A given directory is kept; without one a temporary one is made, and removed at the end.
 
-    The lock is SQLite's own, on a file of its own: it holds between processes and within one, on every system,
-    and ends with the process.
+    Raises DirectoryInUse, OSError, sqlite3.OperationalError.
     """
+    if given is None:
+        async with temporary_directory() as made:
+            yield made
+        return
+    held = await in_thread(_taken, given, undo=sqlite3.Connection.close)
+    try:
+        yield given
+    finally:
+        await in_thread(held.close)
 
-    def __init__(self, given: Path | None) -> None:
-        self._temporary = given is None
-        self.path = Path(tempfile.mkdtemp(prefix="lbc-")) if given is None else given
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = sqlite3.connect(self.path / "lock.db", timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            self._lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            self.close()
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:  # its disk is full, say
-                raise
-            raise DirectoryInUse(
-                f"another node works in {self.path}; give each node a directory of its own, or none"
-            ) from None
-        for leftover in [each for kind in _LEFTOVERS for each in self.path.glob(kind)]:
+
+def _taken(directory: Path) -> sqlite3.Connection:
+    directory.mkdir(parents=True, exist_ok=True)
+    held = lock(directory)
+    if held is None:
+        raise DirectoryInUse(f"another node works in {directory}; give each node a directory of its own, or none")
+    try:
+        (directory / MARK).unlink(missing_ok=True)  # it was left behind, and is kept from now on
+        for leftover in [each for kind in _LEFTOVERS for each in directory.glob(kind)]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-    def close(self) -> None:
-        self._lock.close()
-        if self._temporary:
-            shutil.rmtree(self.path, ignore_errors=True)
+    except BaseException:
+        held.close()
+        raise
+    return held

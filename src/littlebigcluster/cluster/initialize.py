@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import AlreadyInitialized, CorruptLog, StoreUnavailable
 from littlebigcluster.settings import ClusterSettings
 from littlebigcluster.store import Mine, Store, Theirs, Unresolved, probe_race, put_if_absent, retried
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 
 MakeDatabase = Callable[[Path], Awaitable[object]]
@@ -66,8 +66,8 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
         # Only its creator has the database that belongs there: an empty one in its place would be a loss.
         raise AlreadyInitialized(str(unfinished(store, present)))
     await create_authority(store, present.cluster_id, 1, clock=clock)
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        packed = await in_thread(_pack, present, Path(directory) / "initial.db", clock)
+    async with temporary_directory() as directory:
+        packed = await in_thread(_pack, present, directory / "initial.db", clock)
         body = codec.encode_header(packed.metadata) + await asyncio.to_thread(packed.path.read_bytes)
     if not await _created(store, names.snapshot(0), body, clock=clock):
         raise AlreadyInitialized(f"somebody else has initialized {store.url} at this moment; join it")
@@ -94,8 +94,8 @@ async def initialize_from(
     """
     identity = Identity(check_id(cluster_id or str(clock.uuid7())), clock.now(), settings, clock.token().hex())
     await _check_vacant(store)
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        database = Path(directory) / "database.db"
+    async with temporary_directory() as directory:
+        database = directory / "database.db"
         await make(database)
         packed = await in_thread(_pack, identity, database, clock)
         await probe_race(store, clock=clock)

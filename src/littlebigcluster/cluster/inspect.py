@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from littlebigcluster.clock import Clock
@@ -38,6 +36,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import CorruptLog, NotAllowed, NotRetained
 from littlebigcluster.roles import restore
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.temporary import temporary_directory
 
 T = TypeVar("T")
 
@@ -234,8 +233,8 @@ async def _read_unless_told(store: Store, name: str) -> Metadata | None:
 async def head(store: Store, *, expected_id: str | None = None, clock: Clock) -> AsyncIterator[State]:
     """Restore the newest state to a temporary directory and read it there. Raises what `status` raises."""
     identity, _ = await read_identity(store, expected_id=expected_id)
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        restored = await restore(store, identity, Path(directory), clock=clock)
+    async with temporary_directory() as directory:
+        restored = await restore(store, identity, directory, clock=clock)
         try:
             connection = restored.replica.connect()
             try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster.description import Description
-from littlebigcluster.cluster.directory import NodeDirectory
+from littlebigcluster.cluster.directory import node_directory
 from littlebigcluster.cluster.node import Node
 from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store, probe_exists
-from littlebigcluster.threads import in_thread
 
 
 class Join:
@@ -43,10 +43,11 @@ class Join:
     async def __aenter__(self) -> Node:
         identity, body = await read_identity(self._store, expected_id=self._expected_id)
         await probe_exists(self._store, names.CLUSTER, body)
-        self._directory = NodeDirectory(self._settings.directory)
+        self._directory = AsyncExitStack()
+        directory = await self._directory.enter_async_context(node_directory(self._settings.directory))
         try:
             self._node = Node(
-                self._store, identity, self._directory.path, self._settings,
+                self._store, identity, directory, self._settings,
                 description=self._description,
                 procedures=self._procedures,
                 clock=self._clock,
@@ -57,7 +58,7 @@ class Join:
                 await self._node._close()
                 raise
         except BaseException:
-            self._directory.close()
+            await self._directory.aclose()
             raise
         body_task = asyncio.current_task()
         assert body_task is not None
@@ -98,4 +99,4 @@ class Join:
             await self._node._stop(self._main)
         finally:
             await self._node._close()
-            await in_thread(self._directory.close)
+            await self._directory.aclose()

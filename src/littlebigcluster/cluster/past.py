@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from littlebigcluster.epochs import Identity, Metadata, Point, find_epoch, names
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.roles import OnBytes, Restored, restore_at
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 
 _CHUNK_BYTES = 1 << 20
@@ -35,8 +35,8 @@ def _as_it_is(path: Path) -> None:
 async def at(store: Store, point: Point, *, expected_id: str | None, clock: Clock) -> AsyncIterator[State]:
     """The database as it was at `point`, restored to a temporary directory. Raises as `find_epoch`; WrongCluster."""
     identity, _ = await read_identity(store, expected_id=expected_id)
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        restored = await _restore(store, identity, Path(directory), point, clock=clock, on_bytes=_quiet)
+    async with temporary_directory() as directory:
+        restored = await _restore(store, identity, directory, point, clock=clock, on_bytes=_quiet)
         try:
             connection = restored.replica.connect()
             try:
@@ -67,8 +67,8 @@ async def restore_file(
     _check_free(path, overwrite=overwrite)
     identity, _ = await read_identity(store, expected_id=expected_id)
     # Beside the target, so that it can take its place in one step, and a full disk is noticed before.
-    with tempfile.TemporaryDirectory(prefix=".lbc-restore-", dir=path.parent) as directory:
-        restored = await _restore(store, identity, Path(directory), point, clock=clock, on_bytes=on_bytes)
+    async with temporary_directory(beside=path.parent, prefix=".lbc-restore-") as directory:
+        restored = await _restore(store, identity, directory, point, clock=clock, on_bytes=on_bytes)
         await in_thread(_finish, restored, path, change)
         return restored.metadata
 

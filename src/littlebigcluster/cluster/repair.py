@@ -8,7 +8,6 @@ with the newest state that can be restored (`cluster/repairing.py`). A record te
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -29,6 +28,7 @@ from littlebigcluster.errors import CorruptLog, LbcError, NotLeader, NotRetained
 from littlebigcluster.roles import OnBytes, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 
 Action = Literal["nothing", "record", "snapshot", "go back", "authority", "identity"]
@@ -135,12 +135,12 @@ async def _look(
     await check.strangers()
     await check.epochs()
     await check.merged.hashes()
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        await check.snapshots(Path(directory), integrity_of_all=False)
+    async with temporary_directory() as directory:
+        await check.snapshots(directory, integrity_of_all=False)
         too_new = check.too_new or check.merged.too_new
         if too_new is not None:
             raise too_new
-        obstacle, related = await _obstacle(store, identity, Path(directory), clock=clock)
+        obstacle, related = await _obstacle(store, identity, directory, clock=clock)
     findings = [each for each in check.findings() if names.parse(each.object) or names.parse_merged(each.object)]
     if obstacle is not None and all(names.parse_merged(each.object) for each in findings):  # what no hash shows
         check.bad_epochs[(names.parse(obstacle.object) or ("", log.head))[1]] = f"expected {obstacle.expected}"

@@ -7,7 +7,6 @@ import getpass
 import hashlib
 import logging
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from littlebigcluster.errors import CorruptLog, Fenced, NotRetained, OutcomeUnkn
 from littlebigcluster.net import Authority
 from littlebigcluster.roles import Restored, encode_epoch, restore_at
 from littlebigcluster.store import ObjectInfo, Store, retried
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 from littlebigcluster.version import __version__
 
@@ -162,11 +162,11 @@ async def go_back(
 
     Raises Fenced when somebody else has created that epoch, OutcomeUnknown, NotRetained, StoreUnavailable, OSError.
     """
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        restored = await _newest(store, identity, check, head, Path(directory), clock=clock)
+    async with temporary_directory() as directory:
+        restored = await _newest(store, identity, check, head, directory, clock=clock)
         try:
             at = Position(head, _term(check, head, beacon), await _hash_of(store, head))
-            made = await in_thread(_make, restored, at, identity, Path(directory), clock)
+            made = await in_thread(_make, restored, at, identity, directory, clock)
         finally:
             await in_thread(restored.replica.close)
         await _append(store, identity, made, clock=clock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import tempfile
 from pathlib import Path
 
 from littlebigcluster.cluster.forward import error_of
@@ -17,6 +16,7 @@ from littlebigcluster.errors import Aborted, NoMember, NotLeader, OutcomeUnknown
 from littlebigcluster.roles import restore_at
 from littlebigcluster.settings import Duration, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 from littlebigcluster.watch import Watch
 
@@ -72,8 +72,8 @@ class Returning(Reading):
         async with self._rolling_back:
             found = await retained(self._store)
             await find_epoch(self._store, found, to, clock=self._clock)
-            with tempfile.TemporaryDirectory(prefix="rollback-", dir=self._directory) as directory:
-                former = await restore_at(self._store, self._identity, Path(directory), found, to, clock=self._clock)
+            async with temporary_directory(beside=self._directory, prefix="rollback-") as directory:
+                former = await restore_at(self._store, self._identity, directory, found, to, clock=self._clock)
                 await in_thread(former.replica.close)
                 logger.info("rolling back to epoch %d", to)
                 return await leadership.bring_back(former.replica.path)

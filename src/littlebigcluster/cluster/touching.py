@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import tempfile
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from littlebigcluster.epochs import Identity, epoch_of, lost_is_told, read_ident
 from littlebigcluster.errors import NotRetained
 from littlebigcluster.roles import Restored, held, restore_at, take_next
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 
 
@@ -28,8 +28,8 @@ async def with_tables(
     Raises what `history` raises, OSError.
     """
     identity, _ = await read_identity(store, expected_id=expected_id)
-    with tempfile.TemporaryDirectory(prefix="lbc-log-") as directory:
-        replay = _Replay(store, identity, Path(directory), clock=clock)
+    async with temporary_directory(prefix="lbc-log-") as directory:
+        replay = _Replay(store, identity, directory, clock=clock)
         try:
             async with contextlib.aclosing(entries):
                 async for entry in entries:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import closing
@@ -38,6 +37,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, read_epoch
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.temporary import temporary_directory
 from littlebigcluster.threads import in_thread
 
 _WINDOW = 16
@@ -104,10 +104,10 @@ async def verify(
     await check.strangers()
     await check.epochs()
     await check.merged.hashes()
-    with tempfile.TemporaryDirectory(prefix="lbc-") as directory:
-        await check.snapshots(Path(directory), integrity_of_all=deep)
+    async with temporary_directory() as directory:
+        await check.snapshots(directory, integrity_of_all=deep)
         if deep:
-            await check.replay(Path(directory))
+            await check.replay(directory)
     return Verified(
         check.findings(),
         len(found.epochs),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from littlebigcluster.database.walindex import WalIndex, WalIndexError
 from littlebigcluster.errors import LbcError
+from littlebigcluster.temporary import TemporaryDirectory
 
 MIN_SQLITE = (3, 35, 0)
 
@@ -28,9 +28,9 @@ def check_sqlite() -> None:
         raise UnsuitableSqlite(f"{name} is too old; use a Python with {'.'.join(map(str, MIN_SQLITE))} or later")
     if sqlite3.threadsafety == 0:
         raise UnsuitableSqlite(f"{name} is compiled without threads; use a Python with a usual one")
-    with TemporaryDirectory(prefix="lbc-") as directory:
+    with TemporaryDirectory() as directory:
         try:
-            _compare(Path(directory, "check.db"))
+            _compare(directory / "check.db")
         except (WalIndexError, sqlite3.Error) as error:
             raise UnsuitableSqlite(f"{name} keeps its WAL in another way than known: {error}") from error
 
