@@ -212,11 +212,13 @@ def test_what_is_not_certainly_left_behind_by_a_process_of_ours_is_left_alone(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_another_users_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whose", ["", MARK, LOCK], ids=["directory", "mark", "lock"])
+def test_what_belongs_to_another_user_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
     path = left_behind(tmp_path)
     if os.geteuid() == 0:
-        for each in (path, *path.rglob("*")):
-            os.chown(each, 65533, 65533)
+        os.chown(path / whose, 65533, 65533)
     else:
         user = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)

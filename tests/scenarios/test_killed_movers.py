@@ -16,6 +16,7 @@ import pytest
 from littlebigcluster import AlreadyInitialized, Cluster, NotInitialized
 from littlebigcluster.clock import Clock
 from littlebigcluster.store import open_store
+from littlebigcluster.temporary import LOCK
 from tests.cluster.group import group
 from tests.scenarios import dying_mover
 
@@ -75,7 +76,11 @@ async def test_a_restore_that_is_killed_leaves_the_whole_file_or_what_was_there(
         outcomes.append(found == ROWS)
         await Cluster(source).restore(target, overwrite=True)
         assert rows(target) == ROWS
-        assert all(each == target or each.name.startswith(".lbc-restore-") for each in target.parent.iterdir())
+        left = [each for each in target.parent.iterdir() if each != target]
+        assert all(each.name.startswith(".lbc-restore-") for each in left), "what was just being made or removed"
+        assert {inside.name: inside.stat().st_size for each in left for inside in each.iterdir()}.items() <= {
+            (LOCK, 0), (f"{LOCK}-journal", 0),
+        }  # fmt: skip
     assert outcomes == sorted(outcomes)
     assert (await Cluster(source).verify(deep=True)).findings == []
 
