@@ -263,10 +263,12 @@ async def test_nobody_waits_for_the_sweep_but_at_the_end(tmp_path: Path, monkeyp
         clear(directory)
 
     monkeypatch.setattr(temporary, "_clear", clear_later)
+    fuse = loop.call_later(20, go_on.set)
     async with temporary_directory(beside=tmp_path) as made:
         assert made != path
         assert {path.name, made.name} == names(tmp_path)
         go_on.set()
+        fuse.cancel()
     assert names(tmp_path) == set()
 
 

@@ -226,4 +226,17 @@ def test_snapshot_has_a_follower_make_one(store: str) -> None:
             status = json.loads(output("-p", store, "status", "--json"))
             assert made["by"] != status["leader"]["uuid"]
             assert (made["epoch"], made["size_bytes"]) == (status["snapshot_epoch"], status["snapshot_size_bytes"])
-    assert "no talking to the leader" in error_line("-p", store, "snapshot")
+    with running("-p", store, "leader") as leader:
+        leader.until("We are the new leader!")
+        leader.signal(signal.SIGSTOP)
+        stopped = error_line("-p", store, "snapshot")
+        leader.signal(signal.SIGKILL)
+        leader.ended()
+    where = r"no talking to the leader over TLS with the cluster's certificates: POST https://[^ ]+/\.lbc/snapshot"
+    advice = "; if it is dead, the next node that can lead takes over\n"
+    assert re.fullmatch(f"Error: {where}: it does not answer{advice}", stopped)
+    dead = error_line("-p", store, "snapshot")
+    assert re.fullmatch(rf"Error: {where}: nobody listens there \(connection refused\){advice}", dead)
+    shown = json.loads(output("-p", store, "status", "--json"))
+    assert shown["leader_error"].endswith("the next node that can lead takes over")
+    assert len(shown["leader_error"]) < 250

@@ -87,6 +87,7 @@ async def test_status_is_by_the_leader_when_it_answers_and_else_by_the_store_in_
         wrong = await status_of(tmp_path, "--tls", "off")
         assert wrong["source"] == "store"
         assert "without TLS" in wrong["leader_error"]
+        assert "the nodes run with TLS: leave out --tls off" in wrong["leader_error"]
     after = await status_of(tmp_path)
     assert (after["source"], after["leader"]) == ("store", None)
     assert list(after) == list(live)

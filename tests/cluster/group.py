@@ -67,7 +67,7 @@ class Group:
         joining._main.cancel()
         await asyncio.wait([joining._main])
         await node._close()
-        joining._directory.close()
+        await joining._directory.aclose()
 
     async def unfeed(self, node: Node, leader: Node) -> None:
         """All streams end, and that of this node is not made again."""

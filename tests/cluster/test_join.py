@@ -135,6 +135,7 @@ async def test_a_join_sweeps_what_a_dead_node_left_and_does_not_wait_for_it(
         return removed(path)
 
     monkeypatch.setattr(temporary, "_removed", removed_later)
+    fuse = loop.call_later(WAIT, joined.set)
     address = "127.0.0.1:0" if ends == "well" else "192.0.2.1:1"  # no address of this machine
     join = cluster.join(settings=FAST, address=address)
     if ends == "well":
@@ -146,6 +147,7 @@ async def test_a_join_sweeps_what_a_dead_node_left_and_does_not_wait_for_it(
         loop.call_soon(joined.set)
         with pytest.raises(OSError, match=r"192\.0\.2\.1"):
             await join.__aenter__()
+    fuse.cancel()
     assert list(tmp_path.iterdir()) == []
 
 

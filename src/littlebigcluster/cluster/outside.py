@@ -12,6 +12,7 @@ from littlebigcluster.cluster.service import LEADER_HEADER
 from littlebigcluster.epochs import Leader
 from littlebigcluster.errors import LbcError, NotLeader, PeerUnavailable
 from littlebigcluster.net import Client
+from littlebigcluster.reasons import BROKEN, NOT_PLAIN_HTTP2, NOT_TLS, REFUSED, SILENT, UNKNOWN_HOST, UNTRUSTED
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store
 
@@ -62,7 +63,8 @@ async def ask(
         try:
             response = await client.request(method, path, headers=headers, body=body, timeout=timeout)
         except PeerUnavailable as error:
-            raise PeerUnavailable(f"no talking to the leader {_how(settings)}: {error}", sent=error.sent) from None
+            why = f"no talking to the leader {_how(settings)}: {error}"
+            raise PeerUnavailable(why + _advice(str(error)), sent=error.sent, refused=error.refused) from error
     try:
         answer = response.json()
         refusal = response.status != 200 and answer.get("error", response.status)
@@ -81,3 +83,22 @@ def _how(settings: NodeSettings) -> str:
     return "over TLS with " + (
         "the given certificate" if settings.tls_certificate is not None else "the cluster's certificates"
     )
+
+
+_PERHAPS_DEAD = "if it is dead, the next node that can lead takes over"
+_OTHER_CERTIFICATES = (
+    "do the nodes have certificates of their own (--tls-certificate), or is another cluster's node at that address?"
+)
+_ADVICE = {
+    REFUSED: _PERHAPS_DEAD,
+    SILENT: _PERHAPS_DEAD,
+    UNKNOWN_HOST: "can it be reached from this machine at all?",
+    UNTRUSTED: _OTHER_CERTIFICATES,
+    BROKEN: _OTHER_CERTIFICATES,
+    NOT_TLS: 'the nodes run without TLS: say so, with --tls off or tls="off"',
+    NOT_PLAIN_HTTP2: 'the nodes run with TLS: leave out --tls off, or tls="off"',
+}
+
+
+def _advice(failure: str) -> str:
+    return next((f"; {advice}" for reason, advice in _ADVICE.items() if failure.endswith(reason)), "")

@@ -32,6 +32,7 @@ from littlebigcluster.net.responses import (
     too_late,
 )
 from littlebigcluster.net.tls import NodeIdentity
+from littlebigcluster.reasons import reason
 
 Body = bytes | AsyncIterator[bytes] | None
 
@@ -205,7 +206,7 @@ class Client:
         try:
             content = bytes(await raw.bytes())
         except LIBRARY_ERRORS as error:
-            raise failure(f"{method} {self.base_url}{path}", error, timeout, begun=True) from None
+            raise failure(f"{method} {self.base_url}{path}", error, timeout, begun=True) from error
         return Response(raw.status.as_int(), headers_of(raw), content)
 
     async def _send(
@@ -239,10 +240,10 @@ class Client:
                     raise upload.error from None
                 # The library itself does this for some such requests only, not for the first of a connection.
                 if not (again and given_back(error)) or self._closed:
-                    raise failure(where, error, timeout, begun=False) from None
+                    raise failure(where, error, timeout, begun=False) from error
                 again = False
             except (BuilderError, RuntimeError) as error:
-                raise ValueError(f"{where}: {str(error)[:200]}") from None
+                raise ValueError(f"{where}: {reason(str(error))}") from error
 
     def _raise_if_closed(self, method: str, path: str) -> None:
         """The library ends what is in flight on a closed client as if the caller's task had been cancelled."""
@@ -272,7 +273,9 @@ class Client:
                     "tls_min_version": TlsVersion.TLS_1_3,
                 }
             except _UNUSABLE as error:
-                raise ValueError(f"the certificate, the key or the CA bundle cannot be used: {error}") from None
+                raise ValueError(
+                    f"the certificate, the key or the CA bundle cannot be used: {reason(str(error))}"
+                ) from error
         return wreq.Client(
             http2_only=True,
             http2_options=Http2Options(

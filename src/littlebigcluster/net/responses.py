@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import wreq
 from wreq.exceptions import BuilderError
 
 from littlebigcluster.errors import LbcError, PeerUnavailable, RequestTimeout
+from littlebigcluster.reasons import reason
+
+logger = logging.getLogger(__name__)
 
 LIBRARY_ERRORS: tuple[type[Exception], ...] = tuple(
     value
@@ -34,7 +38,6 @@ _GIVEN_BACK = re.compile(
 )
 _REFUSED = re.compile(r"source: Error \{ kind: Connect\b.*\bkind: ConnectionRefused\b")
 _OUT_OF_TIME = re.compile(r"source: TimedOut \}")
-_URL_IN_MESSAGE = re.compile(r"(wreq::Error \{ kind: \w+, )?uri: [^,]*, ")
 
 _PARTS = 4
 """A heartbeat's time passes in so many."""
@@ -83,7 +86,7 @@ class StreamResponse:
                 ) from None
             except LIBRARY_ERRORS as error:
                 self.finished = True
-                raise failure(self._where, error, begun=True) from None
+                raise failure(self._where, error, begun=True) from error
             if isinstance(piece, memoryview):
                 return bytes(piece)
 
@@ -144,12 +147,12 @@ def given_back(error: Exception) -> bool:
 def failure(where: str, error: Exception, timeout: float | None = None, *, begun: bool) -> LbcError:
     """What an error of the library means to the caller. `begun` is whether an answer had begun to come."""
     message = str(error)
+    logger.debug("%s: %s", where, message)
     if _OUT_OF_TIME.search(message):
         return too_late(where, timeout)
-    reason = _URL_IN_MESSAGE.sub("", message)[:300]
     sent = begun or not (_NO_CONNECTION.search(message) or _GIVEN_BACK.search(message))
     refused = not begun and _REFUSED.search(message) is not None
-    return PeerUnavailable(f"{where}: {type(error).__name__}: {reason}", sent=sent, refused=refused)
+    return PeerUnavailable(f"{where}: {reason(message)}", sent=sent, refused=refused)
 
 
 def too_late(where: str, timeout: float | None) -> RequestTimeout:

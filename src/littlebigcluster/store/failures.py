@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from obstore.exceptions import (
@@ -13,6 +14,19 @@ from obstore.exceptions import (
 )
 
 from littlebigcluster.errors import StoreUnavailable
+from littlebigcluster.reasons import (
+    ELSEWHERE,
+    NO_PLAIN_HTTP,
+    NOT_TLS,
+    REFUSED,
+    SILENT,
+    UNKNOWN_HOST,
+    UNTRUSTED,
+    reason,
+    server,
+)
+
+logger = logging.getLogger(__name__)
 
 # Failures as obstore raises them: its own tree, and FileNotFoundError and its like.
 FAILURES = (BaseError, OSError)
@@ -23,9 +37,20 @@ _NO_BUCKET = re.compile(
     r"|The specified (bucket|container) does not exist"
 )
 _REFUSED = re.compile(r"status code: (401|403)\b")
-_NO_HTTPS = re.compile(r"URL scheme is not allowed|Error performing [A-Z]+ http://.*builder error")
 _OUT_OF_RANGE = re.compile(r"status code: 416\b|Wanted range starting")
 _QUERY = re.compile(r"\?\S+")
+_WHO_ARE_WE = re.compile(r"//(169\.254\.(169\.254|170\.2)|metadata\.google\.internal)\b")
+"""Without credentials the machine itself is asked for some."""
+
+_LOOK_AT_THE_ENDPOINT = "; see whether the store is up, and check the endpoint and the network"
+_ADVICE = {
+    REFUSED: _LOOK_AT_THE_ENDPOINT,
+    UNKNOWN_HOST: _LOOK_AT_THE_ENDPOINT,
+    SILENT: _LOOK_AT_THE_ENDPOINT,
+    UNTRUSTED: "; see whether the endpoint is right, and this machine trusts its authority",
+    NOT_TLS: "; if it is to be plain http, the endpoint begins with http://, and allow_http=true is needed",
+    ELSEWHERE: "; set AWS_REGION to that",
+}
 
 
 class MissingObject(Exception):
@@ -39,37 +64,32 @@ class OutOfRange(Exception):
 def translated(what: str, url: str, error: BaseException) -> Exception:
     """`error`, raised by obstore while it was to `what` at `url`, as what our stores raise.
 
-    The text is shortened to its first line and loses query strings: they may hold signatures.
+    Only the log, at DEBUG, has the whole text; and that without query strings, which may hold signatures.
     """
     text = str(error)
-    if _NO_BUCKET.search(text):
-        return _fatal(what, url, "there is no such bucket or container; create it, or correct the name")
-    if isinstance(error, FileNotFoundError | NotFoundError):
+    no_bucket = _NO_BUCKET.search(text)
+    if not no_bucket and isinstance(error, FileNotFoundError | NotFoundError):
         return MissingObject(what)
+    if _OUT_OF_RANGE.search(text):
+        return OutOfRange(what)
+    logger.debug("cannot %s at %s: %s", what, url, _QUERY.sub("", text))
+    if no_bucket:
+        return _fatal(what, url, "there is no such bucket or container; create it, or correct the name")
+    if _WHO_ARE_WE.search(text):
+        return StoreUnavailable(
+            f"cannot {what} at {url}: no credentials were found, nor given by this machine ({reason(text)});"
+            " set them in the environment (AWS_ACCESS_KEY_ID and so on)"
+        )
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
         advice = "the store refuses access; check the credentials, their rights on the bucket, and the clock"
         return _fatal(what, url, advice)
-    if _NO_HTTPS.search(text):
-        return _fatal(what, url, "plain http must be allowed: add ?allow_http=true to the location of the store")
     if isinstance(error, NotSupportedError | NotImplementedError):
-        return _fatal(what, url, f"this store cannot do that ({_brief(text)})")
-    if _OUT_OF_RANGE.search(text):
-        return OutOfRange(what)
-    return StoreUnavailable(f"cannot {what} at {url}: {_brief(text)}{_advice(text)}")
+        return _fatal(what, url, f"this store cannot do that ({reason(text)})")
+    why, whose = reason(text), server(text)
+    if why == NO_PLAIN_HTTP:
+        return _fatal(what, url, "plain http must be allowed: add ?allow_http=true to the location of the store")
+    return StoreUnavailable(f"cannot {what} at {url}: {whose}{': ' if whose else ''}{why}{_ADVICE.get(why, '')}")
 
 
-def _fatal(what: str, url: str, reason: str) -> StoreUnavailable:
-    return StoreUnavailable(f"cannot {what} at {url}: {reason}", transient=False)
-
-
-def _brief(text: str) -> str:
-    first_line = text.strip().split("\n", 1)[0]
-    return _QUERY.sub("", first_line.removesuffix('<?xml version="1.0" encoding="UTF-8"?>')).rstrip(" :")[:500]
-
-
-def _advice(text: str) -> str:
-    if "169.254.169.254" in text or ("metadata" in text and "Error performing" in text):
-        return "; no credentials were found, set them in the environment (AWS_ACCESS_KEY_ID and so on)"
-    if "error sending request" in text:
-        return "; check the endpoint and the network"
-    return ""
+def _fatal(what: str, url: str, why: str) -> StoreUnavailable:
+    return StoreUnavailable(f"cannot {what} at {url}: {why}", transient=False)

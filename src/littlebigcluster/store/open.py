@@ -12,6 +12,7 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
 from littlebigcluster.clock import Clock
+from littlebigcluster.reasons import reason
 
 from .base import Store
 from .directory import DirectoryStore
@@ -47,10 +48,14 @@ CLIENT_OPTIONS = frozenset(
 )
 """What the query of a URL may say about connections (obstore's ClientConfig); all else is for the store."""
 
-_ENDPOINT = re.compile(r"(aws_)?endpoint(_url(_s3)?)?", re.IGNORECASE)
 NO_RETRIES: Any = {"max_retries": 0}
 REQUEST_LIMIT = timedelta(hours=1)
 """obstore's own time-out for a request. Ours are shorter and know the size; its default of 30 s does not."""
+
+# obstore does not look at these before the first request, and then panics.
+_BUCKET = re.compile(r"[\w.$-]+", re.ASCII)
+_ENDPOINT = re.compile(r"(aws_|azure_|azure_storage_)?endpoint(_url(_s3)?)?", re.IGNORECASE)
+_HTTP = re.compile(r"https?://[^\s/?#]+[^\s?#]*", re.IGNORECASE)
 
 _memories: dict[str, MemoryStore] = {}
 
@@ -134,6 +139,8 @@ def _memory(url: Any) -> MemoryStore:
 def _cloud(scheme: str, url: Any) -> Client:
     if not url.netloc:
         raise ValueError(f"{scheme}://name/prefix: the name of the bucket is missing")
+    if not _BUCKET.fullmatch(url.netloc):
+        raise ValueError(f"no bucket can have the name {url.netloc!r}: use letters, digits, '-', '_' and '.'")
     config: dict[str, str] = {}
     options: dict[str, Any] = {"timeout": REQUEST_LIMIT}
     for name, value in parse_qsl(url.query, keep_blank_values=True):
@@ -142,19 +149,20 @@ def _cloud(scheme: str, url: Any) -> Client:
     try:
         client: Client = CLOUDS[scheme](url.netloc, config=config, client_options=options, retry_config=NO_RETRIES)
     except (BaseError, ValueError, TypeError) as error:
-        # The first line names the setting; the values stay out of it.
-        reason = str(error).split("\n", 1)[0]
+        # It names the setting; the values stay out of it.
+        why = reason(str(error))
         for value in (*config.values(), *map(str, options.values())):
-            reason = reason.replace(value, "...") if len(value) > 3 else reason
-        raise ValueError(f"cannot open {scheme}://{url.netloc}: {reason}") from None
+            why = why.replace(value, "...") if len(value) > 3 else why
+        advice = "; set AZURE_STORAGE_ACCOUNT_NAME" if why == "Account must be specified" else ""
+        raise ValueError(f"cannot open {scheme}://{url.netloc}: {why}{advice}") from None
     return client
 
 
 def _check_endpoints(config: dict[str, str]) -> None:
     """Raises ValueError for one that is no URL, at which obstore would panic with the first request."""
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "AZURE_"))}
     for name, value in {**environment, **config}.items():
-        if _ENDPOINT.fullmatch(name) and value and not re.match(r"https?://.", value, re.IGNORECASE):
+        if _ENDPOINT.fullmatch(name) and value and not _HTTP.fullmatch(value):
             raise ValueError(f"{name} is a URL with its scheme, like https://host or http://host:9000")
 
 

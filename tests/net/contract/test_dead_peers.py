@@ -33,13 +33,13 @@ async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
             await server.told("hang begun")
             server.process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
-            with pytest.raises(PeerUnavailable):
+            with pytest.raises(PeerUnavailable, match="it does not answer"):
                 await anext(stream)
-            with pytest.raises(PeerUnavailable):
+            with pytest.raises(PeerUnavailable, match="it does not answer"):
                 await call
             assert time.monotonic() - began < NOTICED_WITHIN_SECONDS
             # A new connection is accepted by the system, but never answered.
-            with pytest.raises(PeerUnavailable) as caught:
+            with pytest.raises(PeerUnavailable, match="it does not answer") as caught:
                 await client.request("GET", "/hello")
             assert not caught.value.sent
             assert not caught.value.refused

@@ -71,6 +71,8 @@ async def test_a_closed_port_says_that_nothing_was_sent(mint: Mint, clock: Clock
             await client.request("POST", "/hello", body=b"x")
     assert not caught.value.sent
     assert caught.value.refused
+    assert str(caught.value) == "POST https://127.0.0.1:1/hello: nobody listens there (connection refused)"
+    assert "ConnectionRefused" in str(caught.value.__cause__), "all that the library said"
 
 
 async def test_headers_and_status_go_both_ways(client: Client) -> None:

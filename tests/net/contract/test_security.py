@@ -57,6 +57,7 @@ async def test_a_server_of_another_authority_is_refused(url: str, app: ContractA
     wary = NodeIdentity(good.cert_pem, good.key_pem, bundle([other]), good.not_after)
     with pytest.raises(PeerUnavailable) as caught:
         await hello(url, wary)
+    assert str(caught.value).endswith("/hello: its certificate is not by a trusted authority, or for another address")
     assert not caught.value.sent
     assert not app.clients
 
@@ -134,6 +135,14 @@ async def test_clear_text_with_prior_knowledge(app: ContractApp) -> None:
     async with serving(app, None) as server:
         told = await hello(f"http://127.0.0.1:{server.address[1]}", None)
         assert told == {"peer": None, "authority": None, "tls_version": None, "http": "2"}
+
+
+async def test_who_is_wrong_about_tls_is_told_so(url: str, mint: Mint, app: ContractApp) -> None:
+    with pytest.raises(PeerUnavailable, match="it does not speak HTTP/2 without TLS"):
+        await hello(url.replace("https", "http"), None)
+    async with serving(app, None) as server:
+        with pytest.raises(PeerUnavailable, match="it does not speak TLS"):
+            await hello(url_of(server), mint("node-7"))
 
 
 def test_a_client_does_not_fall_back_to_clear_text(mint: Mint, clock: Clock) -> None:
