@@ -33,9 +33,9 @@ async def test_a_frozen_server_is_noticed(mint: Mint, clock: Clock) -> None:
             await server.told("hang begun")
             server.process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
-            with pytest.raises(PeerUnavailable, match="it does not answer"):
+            with pytest.raises(PeerUnavailable):
                 await anext(stream)
-            with pytest.raises(PeerUnavailable, match="it does not answer"):
+            with pytest.raises(PeerUnavailable):
                 await call
             assert time.monotonic() - began < NOTICED_WITHIN_SECONDS
             # A new connection is accepted by the system, but never answered.
