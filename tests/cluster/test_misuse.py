@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from littlebigcluster import Cluster, EpochTooLarge, Node, NodeSettings, NotLeader
+from littlebigcluster.cluster.fed import KEEP_ALIVE_SECONDS
 from littlebigcluster.cluster.forward import MAX_BODY_BYTES
-from tests.cluster.group import Group, group
+from tests.cluster.group import Group, eventually, group
 from tests.scenarios.stage import memory
 
 Use = Callable[[Node], Any]
@@ -133,3 +135,10 @@ async def test_a_procedure_gets_and_gives_the_same_wherever_it_is_called(nodes: 
         with pytest.raises(TypeError, match="cannot travel"):
             await node.call("give")
     assert await node.read("SELECT name FROM job") == [("echo",)] * 2
+
+
+async def test_a_leader_whose_event_loop_was_blocked_says_so(nodes: Group, caplog: pytest.LogCaptureFixture) -> None:
+    await nodes.leader()
+    time.sleep(KEEP_ALIVE_SECONDS + 1.1)  # noqa: ASYNC251 - what it must not do
+    await eventually(lambda: "this leader stood still for " in caplog.text)
+    assert "asyncio.to_thread" in caplog.text

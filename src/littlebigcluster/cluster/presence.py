@@ -27,6 +27,9 @@ sent grows with the square of its length, and when many come or go at once, each
 _EPOCHS_SECONDS, _EPOCHS_SECONDS_A_MEMBER = 1.0, 0.01
 """The same for a list on which only epochs have changed."""
 
+_STOOD_STILL_SECONDS = 1.0
+"""A keep-alive that is later than this is told to whoever looks for the reason of a failover."""
+
 
 class Presence:
     """Lives as long as one leadership."""
@@ -79,7 +82,15 @@ class Presence:
             self._roster.expire(self._clock.monotonic())
             self._send_members()
             self.keep_alive()
+            due_at = self._clock.monotonic() + KEEP_ALIVE_SECONDS
             await asyncio.sleep(KEEP_ALIVE_SECONDS)
+            late = self._clock.monotonic() - due_at
+            if late > _STOOD_STILL_SECONDS:
+                logger.warning(
+                    "this leader stood still for %.1f s: its event loop was blocked, or its machine paused. A standby"
+                    " takes over after suspect_timeout; blocking work belongs into threads (asyncio.to_thread)",
+                    late,
+                )
 
     def keep_alive(self) -> None:
         """Tell everybody that this node leads, and how long ago the store has last taken a write of it."""
