@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class Relay:
@@ -16,7 +19,7 @@ class Relay:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -50,26 +53,41 @@ class Relay:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
+        self.refuse()
+        await self._some_turns()  # asyncio forgets a connection that it is just accepting when the server is closed
         self._server.close()
-        self.cut()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._some_turns()  # what is broken is closed then
+
+    async def _some_turns(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self._refusing:
+        self._writers.add(writer)
+        connecting = self._begin(asyncio.open_connection(*self._target)) if not self._refusing else None
+        if connecting is not None:
+            await asyncio.wait((connecting,))
+        if connecting is None or connecting.cancelled() or connecting.exception() is not None:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, there_writer}
-        for source, sink in ((reader, there_writer), (there_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if source is reader:
-                task.add_done_callback(lambda _: self.left.set())
+        there_reader, there_writer = connecting.result()
+        self._writers.add(there_writer)
+        if self._refusing:
+            self.cut()
+            return
+        self._begin(self._pump(reader, there_writer)).add_done_callback(lambda _: self.left.set())
+        self._begin(self._pump(there_reader, writer))
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
