@@ -61,16 +61,23 @@ def judge(results: list[Resolution], bodies: list[bytes], found: bytes | None) -
         assert [type(result) for result in results].count(Mine) == 1
 
 
+class Hurried(Clock):
+    """Tries again after a tenth of the usual waits."""
+
+    def random(self) -> float:
+        return super().random() / 10
+
+
 @pytest.mark.parametrize("block", range(2))
-async def test_two_writers_never_both_win_and_never_hear_a_lie(memory: Store, clock: Clock, block: int) -> None:
+async def test_two_writers_never_both_win_and_never_hear_a_lie(memory: Store, block: int) -> None:
     """400 rounds in all, each with two writers whose requests meet every fault by seed."""
-    resolved = 0
+    resolved, clock = 0, Hurried()
 
     async def play(number: int) -> None:
         nonlocal resolved
         key, bodies = f"epoch/{number}", [b"%d a" % number, b"%d b" % number]
         stores = [unreliable(memory, 2 * number), unreliable(memory, 2 * number + 1)]
-        deadline_seconds = random.Random(number).choice([0.0, 5.0, 5.0])
+        deadline_seconds = random.Random(number).choice([0.0, 60.0, 60.0])
         results = await asyncio.gather(
             *(
                 put_if_absent(store, key, body, clock=clock, deadline_seconds=deadline_seconds)
