@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from littlebigcluster.cluster import frames
@@ -21,7 +21,7 @@ def unpack(pieces: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         yield from unpacker.feed(piece)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.binary(max_size=300))), st.lists(st.integers(1, 200), min_size=1))
 def test_frames_come_out_as_they_went_in_wherever_the_stream_is_cut(
     sent: list[tuple[bytes, bytes]], cuts: list[int]

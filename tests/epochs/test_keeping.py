@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from littlebigcluster.epochs import names
@@ -51,7 +51,7 @@ def logs(draw: st.DrawFn) -> Holdings:
     return seen(epochs, snapshots, marker=first)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(found=logs(), retention=seconds, pinned=st.lists(st.integers(0, 40), max_size=3))
 def test_whatever_is_young_or_pinned_is_reached_from_each_candidate(
     found: Holdings, retention: float, pinned: list[int]
@@ -76,7 +76,7 @@ def test_whatever_is_young_or_pinned_is_reached_from_each_candidate(
         assert max(candidates(found, retention, pinned), default=None) == max(possible, default=None)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     ages=st.lists(st.floats(0, 40 * DAY), min_size=1, max_size=150),
     later=st.floats(0, 20 * DAY),
