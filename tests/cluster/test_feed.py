@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +27,7 @@ from littlebigcluster.store import Faulty
 from littlebigcluster.watch import Watch
 from tests.cluster.group import HUGE, Group, all_fed, counted, eventually, group, member_client, report, within
 from tests.net.relay import Relay
+from tests.ports import free_port
 from tests.scenarios.stage import WAIT
 
 QUIET = {"leader_timeout": 20.0}
@@ -234,8 +234,7 @@ def _no_client(address: str) -> Any:
 @asynccontextmanager
 async def relayed_leader(g: Group, **settings: Any) -> AsyncIterator[tuple[Node, Relay]]:
     """A leader that the others reach over a relay only."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with Relay(("127.0.0.1", port)) as relay:
         address = {"address": f"127.0.0.1:{port}", "advertise": f"127.0.0.1:{relay.port}"}
         yield await g.leader(**address, settings={**QUIET, **settings}), relay

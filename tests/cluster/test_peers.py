@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
@@ -21,6 +20,7 @@ from littlebigcluster.cluster.peers import Peer
 from littlebigcluster.net import Receive, Response, Scope, Send, Server
 from tests.cluster.group import Group, eventually, group, within
 from tests.net.relay import Relay
+from tests.ports import free_port
 from tests.scenarios.stage import WAIT
 
 
@@ -80,19 +80,10 @@ async def nodes(app: App) -> AsyncIterator[Group]:
 @contextlib.asynccontextmanager
 async def behind_relay(nodes: Group, **join: Any) -> AsyncIterator[tuple[Node, Relay]]:
     """A node that others reach through a relay only."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     async with Relay(("127.0.0.1", port)) as relay:
         node = await nodes.node(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{relay.port}", **join)
         yield node, relay
-
-
-def break_off(relay: Relay) -> None:
-    """Whatever is under way breaks, and new connections are refused."""
-    assert relay._server is not None
-    relay._server.close()
-    relay.cut()
 
 
 async def stop_serving(node: Node) -> None:
@@ -200,7 +191,7 @@ async def test_what_is_safe_is_repeated_when_the_leader_dies(nodes: Group, app: 
         get = asyncio.create_task(follower.leader_client.get_json("/hang"))
         post = asyncio.create_task(follower.leader_client.post("/hang", b"once"))
         await eventually(lambda: app.count(first, "/hang") == 2)
-        break_off(relay)
+        await relay.break_off()
         with pytest.raises(PeerUnavailable) as caught:
             await within(post)
         assert caught.value.sent

@@ -51,11 +51,15 @@ class Relay:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def break_off(self) -> None:
+        """Break all connections, and listen no longer."""
         assert self._server is not None
         self.refuse()
         await self._some_turns()  # asyncio forgets a connection that it is just accepting when the server is closed
         self._server.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.break_off()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator
 from math import inf
@@ -16,6 +15,7 @@ import pytest
 from littlebigcluster.clock import Clock
 from littlebigcluster.store import open_store
 from tests.net.relay import Relay
+from tests.ports import free_port
 from tests.scenarios.host import LOOPBACK, Host, Hosts, all_know, hosts
 from tests.scenarios.member import STEPS
 from tests.scenarios.stage import WAIT
@@ -75,8 +75,7 @@ async def test_writes_that_a_dying_leader_left_unknown_are_resolved_by_their_key
 @contextlib.asynccontextmanager
 async def relayed_leader(cluster: Hosts) -> AsyncIterator[tuple[Host, Relay]]:
     """A leader that the others reach over a relay only."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with Relay(("127.0.0.1", port)) as relay:
         join = {"address": f"127.0.0.1:{port}", "advertise": f"127.0.0.1:{relay.port}"}
         yield await cluster.leader(join=join, **RARELY), relay
