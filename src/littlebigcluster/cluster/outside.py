@@ -64,7 +64,9 @@ async def ask(
             response = await client.request(method, path, headers=headers, body=body, timeout=timeout)
         except PeerUnavailable as error:
             why = f"no talking to the leader {_how(settings)}: {error}"
-            raise PeerUnavailable(why + _advice(str(error)), sent=error.sent, refused=error.refused) from error
+            raise PeerUnavailable(
+                why + _advice(str(error), settings), sent=error.sent, refused=error.refused
+            ) from error
     try:
         answer = response.json()
         refusal = response.status != 200 and answer.get("error", response.status)
@@ -89,6 +91,7 @@ _PERHAPS_DEAD = "if it is dead, the next node that can lead takes over"
 _OTHER_CERTIFICATES = (
     "do the nodes have certificates of their own (--tls-certificate), or is another cluster's node at that address?"
 )
+_WITH_TLS = 'the nodes run with TLS: leave out --tls off, or tls="off"'
 _ADVICE = {
     REFUSED: _PERHAPS_DEAD,
     SILENT: _PERHAPS_DEAD,
@@ -96,9 +99,11 @@ _ADVICE = {
     UNTRUSTED: _OTHER_CERTIFICATES,
     BROKEN: _OTHER_CERTIFICATES,
     NOT_TLS: 'the nodes run without TLS: say so, with --tls off or tls="off"',
-    NOT_PLAIN_HTTP2: 'the nodes run with TLS: leave out --tls off, or tls="off"',
+    NOT_PLAIN_HTTP2: _WITH_TLS,
 }
 
 
-def _advice(failure: str) -> str:
-    return next((f"; {advice}" for reason, advice in _ADVICE.items() if failure.endswith(reason)), "")
+def _advice(failure: str, settings: NodeSettings) -> str:
+    # Whether its answer in TLS, or the end of the connection, is seen first is a matter of luck.
+    advice = {**_ADVICE, BROKEN: _WITH_TLS} if settings.tls == "off" else _ADVICE
+    return next((f"; {text}" for reason, text in advice.items() if failure.endswith(reason)), "")
