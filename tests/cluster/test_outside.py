@@ -34,7 +34,11 @@ async def told(port: int, settings: NodeSettings, clock: Clock) -> str:
     ("settings", "how", "advice"),
     [
         (NodeSettings(tls="off"), "without TLS", "the nodes run with TLS: leave out --tls off"),
-        (NodeSettings(), "over TLS with the cluster's certificates", "do the nodes have certificates of their own"),
+        (
+            NodeSettings(),
+            "over TLS with the cluster's certificates",
+            "do the nodes run without TLS (--tls off), or with certificates of their own",
+        ),
     ],
     ids=["plain", "tls"],
 )

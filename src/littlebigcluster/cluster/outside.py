@@ -88,16 +88,14 @@ def _how(settings: NodeSettings) -> str:
 
 
 _PERHAPS_DEAD = "if it is dead, the next node that can lead takes over"
-_OTHER_CERTIFICATES = (
-    "do the nodes have certificates of their own (--tls-certificate), or is another cluster's node at that address?"
-)
+_OTHERS = "certificates of their own (--tls-certificate), or is another cluster's node at that address?"
 _WITH_TLS = 'the nodes run with TLS: leave out --tls off, or tls="off"'
 _ADVICE = {
     REFUSED: _PERHAPS_DEAD,
     SILENT: _PERHAPS_DEAD,
     UNKNOWN_HOST: "can it be reached from this machine at all?",
-    UNTRUSTED: _OTHER_CERTIFICATES,
-    BROKEN: _OTHER_CERTIFICATES,
+    UNTRUSTED: f"do the nodes have {_OTHERS}",
+    BROKEN: f"do the nodes run without TLS (--tls off), or with {_OTHERS}",
     NOT_TLS: 'the nodes run without TLS: say so, with --tls off or tls="off"',
     NOT_PLAIN_HTTP2: _WITH_TLS,
 }
