@@ -129,23 +129,17 @@ async def listed(store: Store) -> list[tuple[str, int]]:
     return [(info.key, info.size_bytes) for info in await store.list("")]
 
 
-ENDPOINTS = [
-    ("http://127.0.0.1:1", "nobody listens there (connection refused); see whether the store is up"),
-    ("http://no.such.host.invalid:1", "there is no host of that name; see whether the store is up"),
-]
-
-
-@pytest.mark.parametrize(("endpoint", "told"), ENDPOINTS)
 async def test_a_store_that_cannot_be_reached_says_in_a_few_words_why(
-    clock: Clock, caplog: pytest.LogCaptureFixture, endpoint: str, told: str
+    clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "littlebigcluster.store.failures")
-    query = f"endpoint={endpoint}&allow_http=true&access_key_id=KEYID&secret_access_key=SECRET&region=x"
-    store = open_store(f"s3://bucket/p?{query}", clock=clock, timeout_seconds=0.1)
+    query = "endpoint=http://127.0.0.1:1&allow_http=true&access_key_id=KEYID&secret_access_key=SECRET&region=x"
+    store = open_store(f"s3://bucket/p?{query}", clock=clock)
     for request, what in ((store.get("k"), "read p/k"), (store.list("k"), "list p/k*")):
         with pytest.raises(StoreUnavailable) as caught:
             await request
-        assert str(caught.value).startswith(f"cannot {what} at s3://bucket/p: {endpoint}: {told}")
+        told = "nobody listens there (connection refused); see whether the store is up"
+        assert str(caught.value).startswith(f"cannot {what} at s3://bucket/p: http://127.0.0.1:1: {told}")
         assert caught.value.transient
     assert "Debug source" in caplog.text, "all that the library said"
     assert "list-type" not in caplog.text, "but for the query, which may hold a signature"
