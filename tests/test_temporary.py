@@ -135,6 +135,30 @@ def test_of_two_that_sweep_at_once_one_removes_and_the_other_passes_by(
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
+@pytest.mark.parametrize("how", ["swept", "closed"])
+def test_whoever_tries_the_lock_at_the_end_does_not_keep_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A journal comes between the last look and the removal, and goes a moment later."""
+    made = left_behind(tmp_path) if how == "swept" else TemporaryDirectory(tmp_path)
+    rmdir, tries = Path.rmdir, []
+
+    def rmdir_and_meet(path: Path) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            (path / f"{LOCK}-journal").touch()
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir_and_meet)
+    if isinstance(made, TemporaryDirectory):
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # it met the journal, too
+        made.close()
+    else:
+        sweep(tmp_path)
+    assert names(tmp_path) == set()
+    assert len(tries) == 3
+
+
 def test_a_directory_that_was_made_one_to_keep_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

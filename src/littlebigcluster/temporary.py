@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +23,11 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "lbc-"
 LOCK = "lock.db"
+_JOURNAL = f"{LOCK}-journal"
 MARK = "temporary.txt"
 """Only a directory with a file of this name is ever removed because its owner is dead."""
+
+_MOMENT_SECONDS, _MOMENTS = 0.01, 200
 
 _MARK_TEXT = """\
 A process of LittleBigCluster has made this directory for itself, and removes it at its end. If it is killed,
@@ -79,15 +84,16 @@ class TemporaryDirectory:
     def close(self) -> None:
         """Remove it; what cannot be removed is left to others."""
         try:
-            _clear(self.path)
-            (self.path / MARK).unlink(missing_ok=True)
+            try:
+                _clear(self.path)
+                (self.path / MARK).unlink(missing_ok=True)
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
+            shutil.rmtree(self.path, ignore_errors=True)  # what else somebody has written there meanwhile, too
+            _drop(self.path)
         except OSError as error:
             logger.warning("cannot remove %s: %s", self.path, error)
-            return
-        finally:
-            if self._lock is not None:
-                self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -147,11 +153,29 @@ def _removed(path: Path) -> bool:
             return False
         finally:
             held.close()
-        os.unlink(LOCK, dir_fd=descriptor)
     finally:
         os.close(descriptor)
-    path.rmdir()
+    _drop(path)
     return True
+
+
+def _drop(path: Path) -> None:
+    """Remove a directory in which nothing is left but its lock. Raises OSError.
+
+    Others may just try that lock, see that the mark is gone, and leave; for that moment SQLite has a journal there.
+    """
+    for _ in range(_MOMENTS):
+        try:
+            for name in (LOCK, _JOURNAL):
+                (path / name).unlink(missing_ok=True)
+            return path.rmdir()
+        except FileNotFoundError:
+            return None  # others have removed it
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        time.sleep(_MOMENT_SECONDS)
+    raise OSError(errno.ENOTEMPTY, "somebody else writes there", str(path))
 
 
 def _is_marked(descriptor: int) -> bool:
