@@ -9,9 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from littlebigcluster.cluster.membership import LOOK_SECONDS, DuplicateMember, Member, Members, Roster
+from littlebigcluster.cluster.membership import DuplicateMember, Member, Members, Roster
 
 TIMEOUT = 10.0
+INTERVAL = 0.5
 
 
 def member(number: int, **what: Any) -> Member:
@@ -27,9 +28,9 @@ def roster(*last: Member, me: Member = A, term: int = 1, now: float = 0.0) -> Ro
 
 def look(roster: Roster, *, until: float) -> None:
     """Again and again, as a leader does that does not stand still."""
-    while (now := roster._looked_at + LOOK_SECONDS) < until:
-        roster.expire(now)
-    roster.expire(until)
+    while (now := roster._looked_at + INTERVAL) < until:
+        roster.expire(now, interval=INTERVAL)
+    roster.expire(until, interval=INTERVAL)
 
 
 def ids(roster: Roster) -> list[int]:
@@ -107,7 +108,7 @@ def test_silence_while_the_leader_stood_still_does_not_count() -> None:
     r.report(C, "c", 6)
     look(r, until=8)
     r.report(C, "c", 98)  # it was there when the leader went on, and is read before the list is looked at
-    r.expire(98)
+    assert r.expire(98, interval=INTERVAL) == 90 - INTERVAL
     assert ids(r) == [1, 2, 3]
     look(r, until=99)
     assert ids(r) == [1, 2, 3]

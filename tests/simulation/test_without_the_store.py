@@ -8,10 +8,24 @@ import contextlib
 import pytest
 
 from littlebigcluster import LbcError, NodeSettings
-from littlebigcluster.testing import Simulation, run
+from littlebigcluster.testing import Member, Simulation, run
 
 SLACK_SECONDS = 0.7
 """For one look, and the claim itself."""
+
+
+async def leader_and_standby(
+    simulation: Simulation, leader_timeout: float, *, write_timeout: float
+) -> tuple[Member, Member]:
+    """Both in a new cluster with a table; the standby is fed."""
+    settings = NodeSettings(readers=1, leader_timeout=leader_timeout, poll_interval=0.2, write_timeout=write_timeout)
+    await simulation.cluster.init()
+    a = await simulation.join("a", settings=settings, can_lead=True)
+    await a.node.wait_until_leader()
+    b = await simulation.join("b", settings=settings, can_lead=True)
+    await a.node.execute("CREATE TABLE t(x)")
+    await b.node._reporter.connected.until(bool)
+    return a, b
 
 
 @pytest.mark.parametrize("leader_timeout", [2.0, 10.0])
@@ -23,15 +37,9 @@ def test_a_leader_without_the_store_is_replaced_after_leader_timeout(
 ) -> None:
     """Since the store last confirmed a write to it, whenever it was cut off; or since another node has seen an epoch
     that is durable though the leader never hears of it."""
-    settings = NodeSettings(readers=1, leader_timeout=leader_timeout, poll_interval=0.2, write_timeout=2.0)
 
     async def story(simulation: Simulation) -> float:
-        await simulation.cluster.init()
-        a = await simulation.join("a", settings=settings, can_lead=True)
-        await a.node.wait_until_leader()
-        b = await simulation.join("b", settings=settings, can_lead=True)
-        await a.node.execute("CREATE TABLE t(x)")
-        await b.node._reporter.connected.until(bool)
+        a, b = await leader_and_standby(simulation, leader_timeout, write_timeout=2.0)
         await asyncio.sleep(2 * leader_timeout * simulation.loop.chance.random())
         assert a.node._leadership is not None
         since = simulation.loop.now - a.node._leadership.store_age
@@ -51,14 +59,8 @@ def test_a_leader_without_the_store_is_replaced_after_leader_timeout(
 
 @pytest.mark.parametrize("leader_timeout", [2.0, 10.0])
 def test_a_leader_whose_beacons_get_through_and_epochs_do_not_is_replaced(leader_timeout: float) -> None:
-    settings = NodeSettings(readers=1, leader_timeout=leader_timeout, poll_interval=0.2, write_timeout=2.0)
-
     async def story(simulation: Simulation) -> float:
-        await simulation.cluster.init()
-        a = await simulation.join("a", settings=settings, can_lead=True)
-        await a.node.wait_until_leader()
-        b = await simulation.join("b", settings=settings, can_lead=True)
-        await a.node.execute("CREATE TABLE t(x)")
+        a, b = await leader_and_standby(simulation, leader_timeout, write_timeout=2.0)
         await asyncio.sleep(leader_timeout * simulation.loop.chance.random())
         simulation.store.cut_creates.add("a")
         since = simulation.loop.now
@@ -75,15 +77,9 @@ def test_a_leader_whose_beacons_get_through_and_epochs_do_not_is_replaced(leader
 @pytest.mark.parametrize("writing", [False, True])
 def test_an_outage_for_all_costs_no_failover(leader_timeout: float, writing: bool) -> None:
     """However long it lasts: a write that waited through it is taken after it, when its pause is over."""
-    settings = NodeSettings(readers=1, leader_timeout=leader_timeout, poll_interval=0.2, write_timeout=600.0)
 
     async def story(simulation: Simulation) -> None:
-        await simulation.cluster.init()
-        a = await simulation.join("a", settings=settings, can_lead=True)
-        await a.node.wait_until_leader()
-        b = await simulation.join("b", settings=settings, can_lead=True)
-        await a.node.execute("CREATE TABLE t(x)")
-        await b.node._reporter.connected.until(bool)
+        a, b = await leader_and_standby(simulation, leader_timeout, write_timeout=600.0)
         simulation.store.down = True
         write = asyncio.create_task(a.node.execute("INSERT INTO t VALUES (1)")) if writing else None
         await asyncio.sleep(leader_timeout * (1 + 3 * simulation.loop.chance.random()))

@@ -155,10 +155,6 @@ def _deeper(value: Any, levels: int) -> bool:
     return any(levels == 0 or _deeper(child, levels - 1) for child in children)
 
 
-LOOK_SECONDS = 0.5
-"""So often the leader looks who is silent."""
-
-
 class DuplicateMember(Exception):
     """Two live nodes claim one id."""
 
@@ -212,13 +208,14 @@ class Roster:
         if id in self._heard:
             self._remove([id])
 
-    def expire(self, now: float) -> None:
-        """Remove who was silent for too long. To be said again and again: the time for which it was not said is one in
-        which the leader stood still, and heard nobody; it does not count."""
-        lost, self._looked_at = now - self._looked_at - LOOK_SECONDS, now
-        if lost > LOOK_SECONDS / 2:
+    def expire(self, now: float, *, interval: float) -> float:
+        """Remove who was silent for too long. To be said every `interval` seconds: for what passes beyond the leader
+        stood still, and heard nobody. That does not count as silence; it is returned, in seconds."""
+        lost, self._looked_at = max(0.0, now - self._looked_at - interval), now
+        if lost > interval / 2:
             self._heard = {id: min(now, heard + lost) for id, heard in self._heard.items()}
         self._remove([id for id, heard in self._heard.items() if now - heard >= self._timeout])
+        return lost
 
     def _put(self, member: Member) -> None:
         former = self._members.get(member.id)

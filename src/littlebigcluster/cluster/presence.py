@@ -79,18 +79,16 @@ class Presence:
     async def run(self) -> None:
         """Keep-alives, and the member list when it has changed, until cancelled."""
         while True:
-            self._roster.expire(self._clock.monotonic())
-            self._send_members()
-            self.keep_alive()
-            due_at = self._clock.monotonic() + KEEP_ALIVE_SECONDS
-            await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            late = self._clock.monotonic() - due_at
-            if late > _STOOD_STILL_SECONDS:
+            lost = self._roster.expire(self._clock.monotonic(), interval=KEEP_ALIVE_SECONDS)
+            if lost > _STOOD_STILL_SECONDS:
                 logger.warning(
                     "this leader stood still for %.1f s: its event loop was blocked, or its machine paused. A standby"
                     " takes over after suspect_timeout; blocking work belongs into threads (asyncio.to_thread)",
-                    late,
+                    lost,
                 )
+            self._send_members()
+            self.keep_alive()
+            await asyncio.sleep(KEEP_ALIVE_SECONDS)
 
     def keep_alive(self) -> None:
         """Tell everybody that this node leads, and how long ago the store has last taken a write of it."""
