@@ -32,7 +32,8 @@ class PeerClient(ABC):
     All methods raise NoMember when there was nobody to ask in time, PeerUnavailable when it cannot be reached, the
     connection broke or the node stopped, RequestTimeout when it did not answer in time, ValueError for what is no
     request, and LbcError after this node has stopped. `timeout` covers everything, waiting for somebody to ask
-    included; None waits for ever.
+    included; None waits for ever, and that may be for a request that was lost with its connection (rare, but possible:
+    see `net.Client.request`).
     """
 
     def __init__(self, connections: Connections, clock: Clock) -> None:
