@@ -50,6 +50,21 @@ async def test_work_that_no_thread_has_begun_is_done_all_the_same() -> None:
     assert done == ["closed"]
 
 
+async def test_who_is_cancelled_stops_the_thread_again_and_again() -> None:
+    """It may have been between two statements, which nothing ends."""
+    begun, stopped = threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        begun.set()
+        assert all(stopped.acquire(timeout=30) for _ in range(3))
+
+    task = asyncio.create_task(in_thread(work, stop=stopped.release))
+    assert await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_the_interpreter_stays_while_a_thread_of_another_library_hands_over_a_result() -> None:
     """Such a thread is aborted with the whole process when it finds that the interpreter goes."""
     program = """

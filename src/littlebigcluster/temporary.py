@@ -13,6 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -94,6 +95,11 @@ class TemporaryDirectory:
             _drop(self.path)
         except OSError as error:
             logger.warning("cannot remove %s: %s", self.path, error)
+
+
+async def remove_tree(directory: Path) -> None:
+    """Remove a directory and all below it, as far as that can be done."""
+    await in_thread(partial(shutil.rmtree, directory, ignore_errors=True))
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_STOP_AGAIN_SECONDS = 0.05
+
 
 class Threads:
     """The threads of this process."""
@@ -35,22 +37,35 @@ THREADS: ContextVar[Threads] = ContextVar("THREADS", default=Threads())  # noqa:
 """Those that are used here."""
 
 
-async def in_thread(work: Callable[..., T], *args: Any, undo: Callable[[T], None] = lambda result: None) -> T:
-    """What `work` returns, in one of asyncio's own threads; for whatever closes, or makes what must be closed.
-    `asyncio.to_thread` would leave it half done behind the back of whoever is cancelled, or not begun."""
-    return await carried_through(asyncio.to_thread(work, *args), undo=undo)
+async def in_thread(
+    work: Callable[..., T],
+    *args: Any,
+    undo: Callable[[T], None] = lambda result: None,
+    stop: Callable[[], None] | None = None,
+) -> T:
+    """What `work` returns, in one of asyncio's own threads; see `carried_through`. `asyncio.to_thread`, which nobody
+    else calls here, would leave it half done behind the back of whoever is cancelled, or not begun."""
+    return await carried_through(asyncio.to_thread(work, *args), undo=undo, stop=stop)
 
 
-async def carried_through(work: Coroutine[Any, Any, T], *, undo: Callable[[T], None] = lambda result: None) -> T:
+async def carried_through(
+    work: Coroutine[Any, Any, T],
+    *,
+    undo: Callable[[T], None] = lambda result: None,
+    stop: Callable[[], None] | None = None,
+) -> T:
     """What `work` returns. Whoever is cancelled waits for its end: no thread makes files where they are being removed.
-    Then nobody gets the result, which is given to `undo`."""
+    Meanwhile `stop` is called, again and again, for it may come between two steps that it could end. Nobody gets the
+    result then; it is given to `undo`."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
+            if stop is not None:
+                stop()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=None if stop is None else _STOP_AGAIN_SECONDS)
         if not task.cancelled() and task.exception() is None:
             undo(task.result())
         raise

@@ -400,6 +400,35 @@ async def test_reads_end_when_the_node_does(g: Group, tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["past-", "replica-"])
+async def test_who_gives_up_while_a_directory_is_being_made_leaves_none(
+    g: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    _, node, writer = await gated(g, tmp_path)
+    making, go_on, made = threading.Event(), threading.Event(), threading.Event()
+    mkdir = Path.mkdir
+
+    def slowly(self: Path, *args: Any, **options: Any) -> None:
+        if self.name.startswith(kind):
+            making.set()
+            assert go_on.wait(30)
+        mkdir(self, *args, **options)
+        if self.name.startswith(kind):
+            made.set()
+
+    monkeypatch.setattr(Path, "mkdir", slowly)
+    reading = asyncio.create_task(read_at(node, min(writer.rows)))
+    assert await asyncio.to_thread(making.wait, 30)
+    reading.cancel()
+    await asyncio.wait([reading], timeout=0.2)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await asyncio.to_thread(made.wait, 30)
+    await node._travel.close()
+    assert left(tmp_path) == []
+
+
 # -- where it comes from ---------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ from littlebigcluster.epochs import names
 from littlebigcluster.errors import CorruptLog, StoreUnavailable
 from littlebigcluster.net import Authority, NodeIdentity
 from littlebigcluster.store import Store, Unresolved, put_if_absent
+from littlebigcluster.threads import in_thread
 
 LIFETIME = timedelta(days=7)
 """Of a node's certificate. It is renewed long before."""
@@ -61,7 +61,7 @@ def _age(authority: Authority, now: datetime) -> float:
 
 async def create_authority(store: Store, cluster_id: str, number: int, *, clock: Clock) -> None:
     """Make authority `number`, unless somebody else has made it. Raises StoreUnavailable."""
-    authority = await asyncio.to_thread(Authority.create, cluster_id, clock)
+    authority = await in_thread(Authority.create, cluster_id, clock)
     result = await put_if_absent(
         store, names.authority(number), authority.to_json().encode(), clock=clock, deadline_seconds=_DEADLINE_SECONDS
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import inspect, past
-from littlebigcluster.cluster.inspect import State, interruptible
+from littlebigcluster.cluster.inspect import State
 from littlebigcluster.database import Counts, RowChange, SchemaChange, TableDiff, diff
 from littlebigcluster.epochs import Metadata, Point
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 _ROWS = 200
 """So many rows are fetched in a thread at a time."""
@@ -62,9 +64,10 @@ class Changes:
 
     async def rows(self, table: str, *, limit: int | None = None) -> AsyncIterator[RowChange]:
         """The rows of one of the `tables` that differ, by what tells them apart. Raises KeyError, sqlite3.Error."""
+        stop = _interrupt(self._connections)
         with contextlib.closing(self._found[table].rows()) as found:
             rows = islice(found, limit)
-            while batch := await interruptible(lambda: list(islice(rows, _ROWS)), *self._connections):
+            while batch := await in_thread(lambda: list(islice(rows, _ROWS)), stop=stop):
                 for row in batch:
                     yield row
 
@@ -94,7 +97,15 @@ async def compare(before: State, after: State, *, table: str | None = None) -> C
         differing = [pair for pair in counted if pair[1] or pair[0].unreadable or _other_columns(pair[0])]
         return Changes(before, after, found.schema, differing)
 
-    return await interruptible(count, *connections)
+    return await in_thread(count, stop=_interrupt(connections))
+
+
+def _interrupt(connections: Iterable[sqlite3.Connection]) -> Callable[[], None]:
+    def interrupt() -> None:
+        for connection in connections:
+            connection.interrupt()
+
+    return interrupt
 
 
 def _other_columns(table: TableDiff) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
@@ -13,6 +12,7 @@ from littlebigcluster.cluster.certificates import Authorities, load_authorities
 from littlebigcluster.net import Authority, NodeIdentity, load_identity
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 OWN_LOOK_SECONDS = 10.0
 """Between two looks whether the files of an own certificate have changed."""
@@ -60,7 +60,7 @@ class Minted:
         basis = [authorities.signer(now), *authorities.trusted(now)]
         ends_soon = self.identity is not None and self.identity.not_after - now < certificates.LIFETIME / 2
         if self.identity is None or ends_soon or basis != self._basis:
-            self.identity = await asyncio.to_thread(self._mint, authorities)
+            self.identity = await in_thread(self._mint, authorities)
             self._basis = basis
         return self.identity
 
@@ -80,7 +80,7 @@ class Own:
         return OWN_LOOK_SECONDS
 
     async def look(self) -> NodeIdentity:
-        found = await asyncio.to_thread(self._load)
+        found = await in_thread(self._load)
         if self._identity is None or found != self._identity:
             self._identity = found
         return self._identity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -68,7 +67,7 @@ async def initialize(store: Store, cluster_id: str | None, settings: ClusterSett
     await create_authority(store, present.cluster_id, 1, clock=clock)
     async with temporary_directory() as directory:
         packed = await in_thread(_pack, present, directory / "initial.db", clock)
-        body = codec.encode_header(packed.metadata) + await asyncio.to_thread(packed.path.read_bytes)
+        body = codec.encode_header(packed.metadata) + await in_thread(packed.path.read_bytes)
     if not await _created(store, names.snapshot(0), body, clock=clock):
         raise AlreadyInitialized(f"somebody else has initialized {store.url} at this moment; join it")
     return present

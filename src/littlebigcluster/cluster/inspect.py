@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database.guards import read_guard
@@ -37,8 +37,7 @@ from littlebigcluster.errors import CorruptLog, NotAllowed, NotRetained
 from littlebigcluster.roles import restore
 from littlebigcluster.store import ObjectInfo, Store
 from littlebigcluster.temporary import temporary_directory
-
-T = TypeVar("T")
+from littlebigcluster.threads import in_thread
 
 _WINDOW = 16
 _FOLLOW_SECONDS = 1.0
@@ -88,21 +87,6 @@ class Rows:
     rows: list[tuple[Any, ...]]
 
 
-async def interruptible(function: Callable[[], T], *connections: sqlite3.Connection) -> T:
-    """What `function` returns, called in a thread; when cancelled, what it does on these connections is interrupted."""
-    work = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        while not work.done():
-            for connection in connections:  # again and again: it may be between two statements
-                connection.interrupt()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work], timeout=0.05)
-        work.exception()  # nobody wants to know
-        raise
-
-
 class State:
     """The database at one epoch, restored to a temporary place. Read-only."""
 
@@ -118,7 +102,7 @@ class State:
 
     async def query(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """Run one statement; cancelling interrupts it. Raises sqlite3.Error, NotAllowed."""
-        return await interruptible(lambda: self._query(sql, parameters), self._connection)
+        return await in_thread(self._query, sql, parameters, stop=self._connection.interrupt)
 
     def _query(self, sql: str, parameters: Sequence[Any]) -> Rows:
         try:

@@ -206,7 +206,7 @@ async def _obstacle(
     except CorruptLog as error:
         return error, True
     try:
-        return None, await asyncio.to_thread(has_foreign_keys, restored.replica)
+        return None, await in_thread(has_foreign_keys, restored.replica)
     finally:
         await in_thread(restored.replica.close)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from littlebigcluster.epochs import Identity, epoch_of, lost_is_told, read_ident
 from littlebigcluster.errors import NotRetained
 from littlebigcluster.roles import Restored, held, restore_at, take_next
 from littlebigcluster.store import Store
-from littlebigcluster.temporary import temporary_directory
+from littlebigcluster.temporary import remove_tree, temporary_directory
 from littlebigcluster.threads import in_thread
 
 
@@ -88,4 +86,4 @@ class _Replay:
         await self._pin.aclose()
         if restored is not None:
             await in_thread(restored.replica.close)
-            await asyncio.to_thread(shutil.rmtree, restored.replica.path.parent, ignore_errors=True)
+            await remove_tree(restored.replica.path.parent)

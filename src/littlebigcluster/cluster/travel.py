@@ -7,7 +7,6 @@ import contextlib
 import functools
 import logging
 import os
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from littlebigcluster.errors import LbcError
 from littlebigcluster.roles import LocalCopy, restore_at
 from littlebigcluster.settings import Duration, NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import remove_tree
 from littlebigcluster.threads import carried_through, in_thread
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Travel:
             kept.making.cancel()
 
     def _remove(self, kept: _Kept) -> asyncio.Task[None]:
-        return self._track(asyncio.create_task(asyncio.to_thread(shutil.rmtree, kept.directory, ignore_errors=True)))
+        return self._track(asyncio.create_task(remove_tree(kept.directory)))
 
     def _track(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         self._ending.add(task)
@@ -201,7 +201,7 @@ class Travel:
             self._make_room(kept, metadata.database_pages * metadata.page_size)
             if self._ending:
                 await asyncio.wait(self._ending)
-            await asyncio.to_thread(kept.directory.mkdir)
+            await in_thread(kept.directory.mkdir)
             if not await carried_through(self._copy(kept)):
                 async with self._restoring:
                     await self._restore(kept, found)
@@ -250,7 +250,7 @@ class Travel:
             return False
 
         kept.path = path
-        return await asyncio.to_thread(write)
+        return await in_thread(write)
 
     async def _restore(self, kept: _Kept, found: Survey) -> None:
         epoch, directory = kept.epoch, kept.directory

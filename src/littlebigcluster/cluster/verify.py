@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import closing
@@ -37,7 +35,7 @@ from littlebigcluster.epochs import (
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.roles import OnBytes, apply_entry, load_snapshot, read_epoch
 from littlebigcluster.store import ObjectInfo, Store
-from littlebigcluster.temporary import temporary_directory
+from littlebigcluster.temporary import remove_tree, temporary_directory
 from littlebigcluster.threads import in_thread
 
 _WINDOW = 16
@@ -218,7 +216,7 @@ class Check:
                 elif metadata.state_checksum != state:
                     self.bad_snapshots[epoch] = f"its state checksum is {metadata.state_checksum}, the log says {state}"
                 elif integrity_of_all or info == self._oldest_first[-1]:
-                    opinion = await asyncio.to_thread(_integrity, replica)
+                    opinion = await _opinion(replica)
                     if opinion != "ok":
                         self.bad_snapshots[epoch] = f"SQLite finds: {opinion}"
             finally:
@@ -243,7 +241,7 @@ class Check:
                 is_next = epoch not in self.bad_epochs and all(repair.epoch != epoch for repair in self.repairs)
                 if replica is not None and not isinstance(entry, str) and is_next:
                     try:
-                        await asyncio.to_thread(apply_entry, replica, entry)
+                        await in_thread(apply_entry, replica, entry)
                         continue
                     except (CorruptLog, StateMismatch, FormatTooNew) as error:
                         self.bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
@@ -251,7 +249,7 @@ class Check:
                     await _drop(replica)
                 replica = await from_snapshot(epoch)
             if replica is not None:
-                opinion = await asyncio.to_thread(_integrity, replica)
+                opinion = await _opinion(replica)
                 if opinion != "ok":
                     self.bad_epochs[self._found.head] = f"SQLite finds after it: {opinion}"
         finally:
@@ -342,11 +340,15 @@ def _place(metadata: Metadata) -> tuple[str, str, int]:
     return metadata.kind, metadata.cluster_id, metadata.epoch
 
 
-def _integrity(replica: Replica) -> str:
+async def _opinion(replica: Replica) -> str:
+    """What SQLite says about it, "ok" or not; cancelling interrupts it."""
     with closing(replica.connect()) as connection:
-        return "; ".join(str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)"))
+        rows = await in_thread(
+            lambda: connection.execute("PRAGMA integrity_check(10)").fetchall(), stop=connection.interrupt
+        )
+    return "; ".join(str(row[0]) for row in rows)
 
 
 async def _drop(replica: Replica) -> None:
     await in_thread(replica.close)
-    await asyncio.to_thread(shutil.rmtree, replica.path.parent, ignore_errors=True)
+    await remove_tree(replica.path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 
@@ -10,6 +9,7 @@ from littlebigcluster.database import Replica, WalError, parse
 from littlebigcluster.epochs import Entry, Span, end_of, fetch_merged, in_order, span_of
 from littlebigcluster.errors import CorruptLog, FormatTooNew
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import in_thread
 
 _WINDOW = 4
 
@@ -60,7 +60,7 @@ class MergedCheck:
             if isinstance(entry, str):
                 self.bad[span] = entry
             elif entry is not None:
-                wrong = await asyncio.to_thread(_does_not_lead, replica, entry)
+                wrong = await in_thread(_does_not_lead, replica, entry)
                 if wrong:
                     self.bad[span] = wrong
 

@@ -24,7 +24,7 @@ from littlebigcluster.clock import Clock
 from littlebigcluster.database.connections import SnapshotConnection
 from littlebigcluster.database.guards import read_guard
 from littlebigcluster.errors import DeadlineExceeded, LbcError, NotAllowed, Overloaded, SnapshotExpired
-from littlebigcluster.threads import THREADS
+from littlebigcluster.threads import THREADS, in_thread
 
 T = TypeVar("T")
 
@@ -264,7 +264,7 @@ class Readers:
         while self._serving or self._lent:
             if self._clock.monotonic() > deadline:
                 for reader, use in held:
-                    await asyncio.to_thread(reader.let_go, use)
+                    await in_thread(reader.let_go, use)
                 return False
             await asyncio.sleep(0.005)
         return True

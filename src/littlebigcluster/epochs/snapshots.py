@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
@@ -22,6 +21,7 @@ from littlebigcluster.epochs.metadata import Metadata
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ async def _object(packed: Packed, progress: _Progress) -> AsyncGenerator[bytes, 
     yield header
     progress.add(len(header))
     with packed.path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        while chunk := await in_thread(file.read, CHUNK_BYTES):
             yield chunk
             progress.add(len(chunk))
 
@@ -213,7 +213,7 @@ async def download(
                 if not metadata.epoch:
                     await hashing.put(partial(whole.update, piece))
                 raws = decompressor.unhashed(piece[start:])
-                while batch := await asyncio.to_thread(lambda raws=raws: list(islice(raws, _BATCH))):  # type: ignore[misc]
+                while batch := await in_thread(lambda raws=raws: list(islice(raws, _BATCH))):
                     await hashing.put(partial(decompressor.hash, batch))
                     await restoring.put(partial(sink, batch))
                 on_bytes(len(piece))
@@ -236,7 +236,7 @@ async def position_of(store: Store, metadata: Metadata) -> Position:
     if not metadata.epoch:
         async with aclosing(in_order(_ranges(store, names.snapshot(0)), window=_WINDOW)) as pieces:
             async for piece in pieces:
-                await asyncio.to_thread(whole.update, piece or b"")
+                await in_thread(whole.update, piece or b"")
                 if piece is None or len(piece) < CHUNK_BYTES:
                     break
     return _position(metadata, whole)

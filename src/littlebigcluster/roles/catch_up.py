@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from bisect import bisect_left
@@ -30,6 +29,7 @@ from littlebigcluster.epochs import (
 )
 from littlebigcluster.errors import CorruptLog, FormatTooNew, LbcError, StoreUnavailable
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ async def _take(restored: Restored, entry: Entry, step: Span, cluster_id: str) -
         check_follows(entry, restored.position, cluster_id=cluster_id)
     else:
         check_link(entry.metadata, restored.position, name=step.name)
-    wal = await asyncio.to_thread(_apply_restoring, restored.replica, entry, step)
+    wal = await in_thread(_apply_restoring, restored.replica, entry, step)
     restored.position, restored.metadata = end_of(entry), entry.metadata
     restored.since_snapshot.add(entry.size_bytes, entry.metadata.created_at, step.last - step.first + 1)
     return wal

@@ -29,6 +29,7 @@ from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.merger import MAX_MERGED_BYTES, Merger, NotMerged
 from littlebigcluster.settings import Compression
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +97,9 @@ class Compactor:
             for part in parts:
                 batch.append((part, await anext(bodies)))
                 if part == parts[-1] or sum(len(body or b"") for _, body in batch) >= _BATCH_BYTES:
-                    await asyncio.to_thread(_take, merger, batch)
+                    await in_thread(_take, merger, batch)
                     batch = []
-        return await asyncio.to_thread(merger.encode, self._compression)
+        return await in_thread(merger.encode, self._compression)
 
 
 def _take(merger: Merger, batch: list[tuple[Span, bytes | None]]) -> None:

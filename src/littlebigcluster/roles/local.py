@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from littlebigcluster.roles.catch_up import Restored, SinceSnapshot, apply_entry
 from littlebigcluster.roles.restore import DROPPED, restore
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.temporary import remove_tree
 from littlebigcluster.threads import carried_through
 from littlebigcluster.watch import Watch
 
@@ -61,7 +61,7 @@ class LocalCopy:
             await old_readers.close(timeout=_CLOSE_SECONDS)
         finally:
             await carried_through(self.run(old_replica.close))
-        await asyncio.to_thread(shutil.rmtree, old_replica.path.parent, ignore_errors=True)
+        await remove_tree(old_replica.path.parent)
 
     def _adopt(self, restored: Restored) -> None:
         settings = self._settings

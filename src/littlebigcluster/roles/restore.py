@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from littlebigcluster.epochs.pins import pinned
 from littlebigcluster.errors import CorruptLog, NotInitialized, StoreUnavailable
 from littlebigcluster.roles.catch_up import Count, OnBytes, Restored, SinceSnapshot, Way, catch_up
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.temporary import remove_tree
 from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ async def restore(store: Store, identity: Identity, directory: Path, *, clock: C
         return restored
     except BaseException:
         restored.replica.close()
-        await asyncio.to_thread(shutil.rmtree, restored.replica.path.parent, ignore_errors=True)
+        await remove_tree(restored.replica.path.parent)
         raise
 
 
@@ -199,8 +198,8 @@ async def load_snapshot(
     """The replica that a snapshot makes, in a directory of its own below `directory`; `on_bytes` is told how much more
     has been read. Raises CorruptLog when it is not sound, FormatTooNew, StoreUnavailable, OSError."""
     path = directory / f"replica-{clock.token(8).hex()}" / "replica.db"
-    await asyncio.to_thread(path.parent.mkdir, parents=True)
     try:
+        await in_thread(partial(path.parent.mkdir, parents=True))
         with path.open("wb") as file:
             target = Target(file, StateChecksum(identity.settings.page_size))
             metadata, position = await snapshots.download(store, info, target.write, on_bytes=on_bytes)
@@ -213,7 +212,7 @@ async def load_snapshot(
         opening = partial(Replica.open, path, clock=clock, checksum=target.checksum)
         return Loaded(await in_thread(opening, undo=Replica.close), position, metadata, info)
     except BaseException:
-        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+        await remove_tree(path.parent)
         raise
 
 
@@ -252,7 +251,7 @@ async def _former(store: Store, identity: Identity, directory: Path, *, clock: C
                 logger.warning("dropping the former local copy %s: %s", path, error)
             if result is not None:
                 continue
-        await asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True)
+        await remove_tree(path.parent)
     return result
 
 

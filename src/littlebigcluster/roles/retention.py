@@ -15,6 +15,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from littlebigcluster.clock import Clock
 from littlebigcluster.database import StateChecksum
@@ -26,6 +27,7 @@ from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.roles.restore import Target
 from littlebigcluster.settings import MAX_FENCE_VALIDITY_SECONDS, MAX_RETENTION_SECONDS
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class Retention:
         now = next((info.last_modified for info in listing if info.key == names.LAST_RETAINED), None)
         if now is None:
             raise StoreUnavailable(f"{names.LAST_RETAINED} was written to {store.url}, and is not listed there")
-        found = await asyncio.to_thread(retention.holdings, listing, now=now, marker=marker)
+        found = await in_thread(partial(retention.holdings, listing, now=now, marker=marker))
         repairs = await read_repairs(store, listing)
         gap = retention.first_gap(found, head, repairs)
         if gap is not None:

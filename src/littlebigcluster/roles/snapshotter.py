@@ -20,6 +20,7 @@ from littlebigcluster.roles.catch_up import SinceSnapshot
 from littlebigcluster.roles.local import LocalCopy
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -135,16 +136,7 @@ class Snapshotter:
     async def _packed(self, image: PageSource, metadata: Metadata, path: Path) -> snapshots.Packed:
         """In a thread, which stops soon when this is cancelled, and before it is over."""
         stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(_pack, image, metadata, path, stop))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            while not work.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            work.exception()  # nobody wants to know
-            raise
+        return await in_thread(_pack, image, metadata, path, stop, stop=stop.set)
 
     def _metadata(self, image: PageSource, of: Metadata, position: Position) -> Metadata:
         return replace(

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from littlebigcluster.testing.network import SimulatedNetwork
 from littlebigcluster.testing.store import SimulatedStore, Weather
 from littlebigcluster.testing.threads import LockstepThreads
 from littlebigcluster.testing.wires import Net
-from littlebigcluster.threads import THREADS
+from littlebigcluster.threads import THREADS, in_thread
 
 T = TypeVar("T")
 
@@ -262,7 +263,9 @@ async def _prepared(seed: int, level: int) -> AsyncIterator[Simulation]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     shared = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
-    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="lbc-simulation-", dir=shared))
+    directory = Path(
+        await in_thread(partial(tempfile.mkdtemp, prefix="lbc-simulation-", dir=shared), undo=shutil.rmtree)
+    )
     threads = LockstepThreads(loop)
     simulation = Simulation(loop, threads, seed, directory)
     THREADS.set(threads)

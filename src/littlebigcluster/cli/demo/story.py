@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import shutil
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +21,7 @@ from littlebigcluster.cli.demo.view import Picture, View, make_view
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import Cluster
 from littlebigcluster.errors import LbcError
+from littlebigcluster.temporary import remove_tree
 
 SETTINGS: dict[str, Any] = {
     "leader_timeout": 3.0,
@@ -78,7 +78,7 @@ async def run_demo(options: DemoOptions) -> bool:
         return story.findings.holds
     finally:
         if not needed:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            await remove_tree(directory)
 
 
 class Story:
