@@ -87,3 +87,29 @@ async def test_the_end_waits_for_what_runs_and_leaves_out_what_has_not_begun(how
         await task
     assert ran == [0]
     await eventually(lambda: not any(each.name.startswith("lane-to-end") for each in threading.enumerate()))
+
+
+async def test_who_is_cancelled_while_an_error_is_on_its_way_out_is_cancelled() -> None:
+    """Else the error is handled, tried again perhaps, and whoever has cancelled waits for ever."""
+    entered, go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        go.wait(20)
+
+    async def work() -> None:
+        async with Lane(name="lane", ahead=2) as lane:
+            await lane.put(slow)
+            await asyncio.to_thread(entered.wait, 20)
+            ending.set()
+            raise OSError(28, "No space left on device")
+
+    ending = asyncio.Event()
+    task = asyncio.create_task(work())
+    await ending.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task

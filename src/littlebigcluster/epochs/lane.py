@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -57,10 +56,15 @@ class Lane:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over = True
+        interrupted: asyncio.CancelledError | None = None
         while waiting := [call for call in self._under_way if not call.done()]:
-            with suppress(asyncio.CancelledError):  # an error is on its way out already
+            try:
                 await asyncio.wait(waiting)
+            except asyncio.CancelledError as cancelled:
+                interrupted = cancelled
         for call in self._under_way:
             if not call.cancelled():
                 call.exception()  # told already, or something else is
         self._thread.shutdown(wait=False)
+        if interrupted is not None:  # not swallowed for the error that is on its way out, which may be tried again
+            raise interrupted
