@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from littlebigcluster import Aborted, EpochTooLarge, NotLeader, NotRetained, OutcomeUnknown
+from littlebigcluster.database import way_back
 from littlebigcluster.epochs import names
+from littlebigcluster.roles import leader
 from littlebigcluster.store import Fault, Faulty
-from tests.cluster.group import Group, all_fed, eventually, group, identity, member_client
+from tests.cluster.group import Group, all_fed, eventually, group, identity, member_client, within
 from tests.scenarios.stage import FAST, WAIT, Gate
 
 
@@ -291,3 +294,52 @@ async def test_the_node_dies_in_the_midst(g: Group, tmp_path: Path) -> None:
     assert len(await rows(c)) in (0, 1)
     await c.rollback(before)
     assert await rows(c) == []
+
+
+async def test_a_leadership_that_ends_before_it_is_asked_has_done_nothing(g: Group) -> None:
+    """It is over while the former state is being restored: nobody would answer any more."""
+    gate = Gate(g.store)
+    a = await g.leader(store=gate)
+    before = a.epoch.value
+    await a.execute("INSERT INTO job VALUES (1)")
+    gate.shut(only="get_range")
+    going_back = asyncio.create_task(a.rollback(before))
+    await eventually(lambda: gate.held)
+    await a.step_down()
+    gate.open()
+    with pytest.raises(NotLeader, match="nothing was done"):
+        await within(going_back)
+    await a.wait_until_leader(timeout=WAIT)
+    await a.rollback(before)
+    assert await rows(a) == []
+
+
+@pytest.mark.parametrize("how", ["is given up", "ends with the node"])
+async def test_the_former_state_stays_while_the_leader_reads_it(
+    g: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    reading, go_on, there = threading.Event(), threading.Event(), list[bool]()
+
+    def slowly(replica: Any, former: Path, **options: Any) -> Any:
+        reading.set()
+        assert go_on.wait(30)
+        there.append(former.exists())
+        return way_back(replica, former, **options)
+
+    monkeypatch.setattr(leader, "way_back", slowly)
+    a = await g.leader(settings={"directory": tmp_path})
+    before = a.epoch.value
+    await a.execute("INSERT INTO job VALUES (1)")
+    going_back = asyncio.create_task(a.rollback(before))
+    assert await asyncio.to_thread(reading.wait, 30)
+    ending = asyncio.create_task(g.crash(a)) if how == "ends with the node" else None
+    if ending is None:
+        going_back.cancel()
+    await asyncio.wait([going_back], timeout=0.2)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError if ending is None else NotLeader):
+        await going_back
+    if ending is not None:
+        await ending
+    assert there == [True]
+    assert list(tmp_path.glob("rollback-*")) == []

@@ -35,6 +35,7 @@ from littlebigcluster.roles.retention import Retention
 from littlebigcluster.roles.snapshotter import Snapshotter
 from littlebigcluster.settings import NodeSettings, seconds
 from littlebigcluster.store import Store
+from littlebigcluster.threads import carried_through
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class Leadership:
         self._woken = asyncio.Event()
         self._return: tuple[Path, asyncio.Future[int]] | None = None
         """The former state that is to come back, and who waits for it."""
+        self._reading = asyncio.Lock()
+        """Held while a thread reads it."""
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -110,6 +113,8 @@ class Leadership:
         Raises Aborted when another one is under way, EpochTooLarge, OSError, sqlite3.Error, NotLeader, Fenced,
         StoreUnavailable (certainly not done), OutcomeUnknown.
         """
+        if self.writer is None:
+            raise NotLeader("this node does not lead any more; nothing was done")
         if self._return is not None:
             raise Aborted("another rollback is under way; nothing was done")
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -120,6 +125,8 @@ class Leadership:
         finally:
             self._return = None
             done.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be gone
+            async with self._reading:  # a caller that gives up removes the file
+                pass
 
     def stop(self) -> None:
         """Finish what is there, release the leadership, and end."""
@@ -220,7 +227,8 @@ class Leadership:
             return False
         epoch = self._local.epoch.value + 1
         try:
-            raw, version = await self._local.run(self._way_back, former)
+            async with self._reading:
+                raw, version = await carried_through(self._local.run(self._way_back, former))
         except (EpochTooLarge, OSError, sqlite3.Error) as error:
             done.set_exception(error)
             return True
