@@ -65,6 +65,23 @@ async def test_a_failure_in_the_background_ends_the_body_and_comes_out(cluster: 
     await asyncio.sleep(0)  # and the cancellation does not linger
 
 
+async def test_a_failure_in_the_background_at_the_moment_at_which_the_body_ends_comes_out(cluster: Cluster) -> None:
+    await cluster.init("lol")
+    joining = cluster.join(settings=FAST, address="127.0.0.1:0")
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with joining as node:
+
+            async def fail() -> Any:
+                raise ZeroDivisionError
+
+            node._local.log.next = fail  # type: ignore[method-assign]
+            while not joining._main.done():  # noqa: ASYNC110 - in the same turn of the loop
+                await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
 async def test_a_failure_in_the_background_does_not_hide_one_of_the_body(cluster: Cluster) -> None:
     class Mine(Exception):
         pass

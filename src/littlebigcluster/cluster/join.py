@@ -33,7 +33,7 @@ class Join:
     ) -> None:
         self._store, self._expected_id, self._settings = store, expected_id, settings
         self._description, self._procedures, self._clock = description, procedures, clock
-        self._failed = False
+        self._failed = self._leaving = False
 
     if not TYPE_CHECKING:
 
@@ -68,14 +68,14 @@ class Join:
         return self._node
 
     def _on_end(self, main: asyncio.Task[None]) -> None:
-        if not main.cancelled() and main.exception() is not None:
+        if not main.cancelled() and main.exception() is not None and not self._leaving:
             self._failed = True
             self._body.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._main.remove_done_callback(self._on_end)
+        self._leaving = True  # the end of `main` may be on its way to `_on_end` already
         cancelled_by_us = self._failed and self._body.uncancel() == 0
         ending = asyncio.create_task(self._end())
         interrupted: asyncio.CancelledError | None = None
