@@ -114,7 +114,7 @@ async def test_what_would_break_replication_is_refused(node: Node, sql: str) -> 
     assert node.is_leader
 
 
-@with_settings(transaction_timeout=0.3)
+@with_settings(transaction_timeout=2)  # also for those that do not hang
 async def test_a_transaction_that_hangs_in_sql_is_ended(node: Node) -> None:
     slow = asyncio.create_task(node.execute(FOREVER))
     await asyncio.sleep(0)
@@ -125,7 +125,7 @@ async def test_a_transaction_that_hangs_in_sql_is_ended(node: Node) -> None:
     assert await names_of(node) == ["a"]
 
 
-@with_settings(transaction_timeout=0.1)
+@with_settings(transaction_timeout=2)
 async def test_a_transaction_that_hangs_in_python_costs_the_writer_and_not_the_leadership(node: Node) -> None:
     ended = threading.Event()
 

@@ -72,7 +72,7 @@ async def test_a_cluster_lives_on_a_real_store(store: Store) -> None:
 @pytest.mark.parametrize("store", STORES, indirect=True)
 async def test_many_claim_at_once_on_a_real_store(store: Store) -> None:
     async with stage(store) as s:
-        await asyncio.gather(*(s.actor(leader_timeout=3.0) for _ in range(4)))
+        await asyncio.gather(*(s.actor(leader_timeout=60.0) for _ in range(4)))
         await eventually(lambda: any(actor.node.is_leader for actor in s.actors))
         (leader,) = [actor for actor in s.actors if actor.node.is_leader]
         await s.recorder.prepare(leader.node)

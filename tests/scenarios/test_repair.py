@@ -18,7 +18,7 @@ from littlebigcluster.cluster import repair as module
 from littlebigcluster.cluster import repairing
 from littlebigcluster.cluster.repair import Repaired
 from littlebigcluster.epochs import Repair, names, read_repairs
-from littlebigcluster.store import Faulty, Store
+from littlebigcluster.store import CreateOutcome, Faulty, Store
 from littlebigcluster.store.wrappers import Operation, Wrapper
 from tests.cluster.group import Group, eventually, group
 from tests.scenarios.damage import HARMS, body_of, harm, wrong_bit
@@ -217,12 +217,26 @@ async def broken(g: Group, epochs: int = 12) -> tuple[History, int]:
     return history, max(history.rows) + 1
 
 
-async def test_of_two_at_once_one_wins_and_the_other_says_so(g: Group) -> None:
+class AtOnce(Wrapper):
+    """So many create the next epoch at the same moment, however far apart they begin."""
+
+    def __init__(self, store: Store, times: int) -> None:
+        super().__init__(store)
+        self._barrier = asyncio.Barrier(times)
+
+    async def create(self, key: str, body: bytes) -> CreateOutcome:
+        if key.endswith(".wal"):
+            await self._barrier.wait()
+        return await super().create(key, body)
+
+
+async def test_of_several_at_once_one_wins_and_the_others_say_so(g: Group) -> None:
     history, head = await broken(g)
-    results = await asyncio.gather(*(repaired(g) for _ in range(3)), return_exceptions=True)
-    done = [result for result in results if isinstance(result, Repaired)]
-    assert all(isinstance(result, Fenced) for result in results if not isinstance(result, Repaired)), results
-    assert done
+    together = Group(AtOnce(g.store, 3))
+    results = await asyncio.gather(*(repaired(together) for _ in range(3)), return_exceptions=True)
+    (done,) = [result for result in results if isinstance(result, Repaired)]
+    assert done.epoch == head + 1
+    assert sum(isinstance(result, Fenced) for result in results) == 2, results
     assert [each.epoch for each in await read_repairs(g.store)] == [head + 1]
     assert (await g.cluster.verify(deep=True)).findings == []
     await goes_on(g, history.rows[5])

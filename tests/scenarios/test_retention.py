@@ -27,11 +27,11 @@ RETENTION = 3600.0
 
 
 async def grow(s: Stage, a: Actor, epochs: int = 30) -> None:
-    """Write epochs three minutes apart, with a snapshot at every fifth or so."""
+    """Write epochs three minutes apart, with a snapshot at every fifth, however slow the machine is."""
     for _ in range(epochs):
         s.store.pass_time(180)  # type: ignore[attr-defined]
         assert await s.recorder.write(a.node) == "acknowledged"
-    await eventually(lambda: a.node._local.since_snapshot.log_epochs < 5)
+        await eventually(lambda: a.node._local.since_snapshot.log_epochs < 5)
 
 
 async def restored_rows(store: Store, directory: Path, epoch: int | None) -> tuple[int, list[int]]:

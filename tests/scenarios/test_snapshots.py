@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from littlebigcluster.database import StateMismatch
-from littlebigcluster.epochs import epoch_of, names, survey_all
+from littlebigcluster.epochs import epoch_of, names, read_metadata, survey_all
 from littlebigcluster.store import Counting, Fault, Store
 from littlebigcluster.store.wrappers import Wrapper
 from tests.scenarios.stage import WAIT, Actor, Stage, eventually, memory, stage
@@ -33,8 +34,7 @@ async def test_snapshots_are_made_by_number_of_epochs_and_a_join_fetches_little(
         a = await s.leader(snapshot_epochs=10)
         for _ in range(35):
             await s.recorder.write(a.node)
-            await asyncio.sleep(0.002)
-        await eventually(lambda: a.node._local.since_snapshot.log_epochs < 10)
+            await eventually(lambda: a.node._local.since_snapshot.log_epochs < 10)
         assert len(await stored(s)) >= 3
         assert await s.store.get(names.LAST_SNAPSHOT) == names.marker(snapshot_epoch(a))
         counting = Counting(s.store)
@@ -155,8 +155,10 @@ async def test_snapshots_are_made_by_age_once_something_was_written() -> None:
         await asyncio.sleep(0.5)
         assert await stored(s) == quiet
         await s.recorder.write(a.node)
-        assert await stored(s) == quiet
         await eventually(lambda: snapshot_epoch(a) == a.node.epoch.value)
+        written = await read_metadata(s.store, names.wal(a.node.epoch.value))
+        made = await read_metadata(s.store, names.snapshot(a.node.epoch.value))
+        assert made.created_at - written.created_at >= timedelta(seconds=0.3)
         await s.check()
 
 

@@ -96,7 +96,7 @@ async def test_in_a_long_outage_writes_and_strong_reads_fail_clearly_within_thei
         a, b = await s.leader(), await s.follower()
         a.network.outage()
         b.network.outage()
-        sent = a.node.submit(lambda db: db.execute("INSERT INTO op VALUES (0, 0)") and None, timeout=0.5)
+        sent = a.node.submit(lambda db: db.execute("INSERT INTO op VALUES (0, 0)") and None, timeout=2)
         with pytest.raises(OutcomeUnknown):
             await sent
         # The first one is on its way to the store, so this one is executed, and waits for it.
