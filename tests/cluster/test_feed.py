@@ -338,8 +338,8 @@ async def test_followers_move_to_the_feed_of_the_next_leader() -> None:
         c = await g.node(settings=QUIET)
         await all_fed(b, c)
         await g.leave(a)
-        await b.wait_until_leader(timeout=5)
-        await c.leader.until(lambda leader: leader and leader.uuid == b.id, timeout=5)
+        await b.wait_until_leader(timeout=WAIT)
+        await c.leader.until(lambda leader: leader and leader.uuid == b.id, timeout=WAIT)
         await all_fed(c)
         assert not b._reporter.connected.value
         epoch = await write(b, "x")
@@ -359,8 +359,8 @@ async def test_the_chosen_successor_alone_claims_and_at_once(caplog: pytest.LogC
         caplog.clear()
         start = time.perf_counter()
         await g.leave(a)
-        await others[2].wait_until_leader(timeout=5)
-        assert time.perf_counter() - start < 2
+        await others[2].wait_until_leader(timeout=WAIT)
+        assert time.perf_counter() - start < 15, "neither by a poll nor as nothing is heard of the former leader"
         claims = [record for record in caplog.records if record.getMessage().startswith("claiming")]
         assert len(claims) == 1
         assert not any(node.is_leader for node in (*others[:2], others[3], follower))
@@ -375,7 +375,7 @@ async def test_if_the_chosen_successor_has_just_died_another_one_claims() -> Non
         await eventually(lambda: [each.epoch for each in a.members.value] == [a.epoch.value] * 3)
         await g.crash(chosen)
         await g.leave(a)
-        await other.wait_until_leader(timeout=5)
+        await other.wait_until_leader(timeout=WAIT)
 
 
 async def test_a_leader_that_answers_but_does_not_reach_the_store_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
