@@ -103,6 +103,12 @@ async def all_fed(*followers: Node) -> None:
     await eventually(lambda: all(node._reporter.connected.value for node in followers), "all are fed")
 
 
+async def at_rest(*followers: Node) -> None:
+    """They are fed, and have looked at the store once more, as each does when its feed comes up."""
+    await all_fed(*followers)
+    await eventually(lambda: all(node._follower._relaxed for node in followers), "all have looked")
+
+
 async def identity(store: Store, node_id: str, lifetime: timedelta = timedelta(hours=1)) -> NodeIdentity:
     """What a node of this cluster would show."""
     authorities = await load_authorities(store)

@@ -25,7 +25,7 @@ from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.errors import CorruptLog
 from littlebigcluster.store import Faulty
 from littlebigcluster.watch import Watch
-from tests.cluster.group import HUGE, Group, all_fed, counted, eventually, group, member_client, report, within
+from tests.cluster.group import HUGE, Group, all_fed, at_rest, counted, eventually, group, member_client, report, within
 from tests.net.relay import Relay
 from tests.ports import free_port
 from tests.scenarios.stage import WAIT
@@ -55,8 +55,8 @@ async def write(node: Node, name: str) -> int:
 async def fed_pair(g: Group, **settings: Any) -> tuple[Node, Node]:
     a = await g.leader(settings=QUIET)
     b = await g.node(settings={**FED_ONLY, **settings})
-    await all_fed(b)
     await b.epoch.until(lambda epoch: epoch == a.epoch.value, timeout=WAIT)
+    await at_rest(b)
     return a, b
 
 
@@ -68,10 +68,9 @@ async def test_an_epoch_reaches_all_followers_without_a_single_request_to_the_st
         a = await g.leader(settings=QUIET)
         stores = [counted(g.store) for _ in range(3)]
         followers = [await g.node(store=store, settings=FED_ONLY) for store in stores]
-        await all_fed(*followers)
         for node in followers:
             await node.epoch.until(lambda epoch: epoch == a.epoch.value, timeout=WAIT)
-        await asyncio.sleep(0.1)  # the look at the store when the feed came up
+        await at_rest(*followers)
         for store in stores:
             store.reset()
         for name in "abcde":

@@ -10,7 +10,7 @@ import pytest
 
 from littlebigcluster import Node
 from littlebigcluster.cluster import reading
-from tests.cluster.group import HUGE, Group, all_fed, counted, eventually, group
+from tests.cluster.group import HUGE, Group, all_fed, at_rest, counted, eventually, group
 from tests.scenarios.stage import NOWHERE, WAIT, Gate
 
 
@@ -20,7 +20,8 @@ async def g() -> AsyncIterator[Group]:
         yield made
 
 
-FED_ONLY = {"poll_interval": HUGE, "suspect_timeout": inf}
+QUIET = {"leader_timeout": 20.0}
+FED_ONLY = {**QUIET, "poll_interval": HUGE, "suspect_timeout": inf}
 """It does not look at the store by itself, not even when nothing comes for a moment."""
 
 
@@ -44,7 +45,7 @@ async def test_while_the_log_moves_the_leader_is_asked_and_the_store_is_not(g: G
     store = counted(g.store)
     a = await g.leader()
     b = await g.node(store=store, settings=FED_ONLY, can_lead=False)
-    await all_fed(b)
+    await at_rest(b)
     await b.leader_client.get("/.lbc/ping")
     for number in range(1, 11):
         await a.execute("INSERT INTO job VALUES ('x')")
@@ -59,7 +60,7 @@ async def test_while_all_is_quiet_one_request_to_the_store_will_do(g: Group) -> 
     store = counted(g.store)
     a = await g.leader()
     b = await g.node(store=store, settings=FED_ONLY, can_lead=False)
-    await all_fed(b)
+    await at_rest(b)
     await a.execute("INSERT INTO job VALUES ('x')")
     await b.epoch.until(a.epoch.value.__le__)
     await quiet()
@@ -70,7 +71,7 @@ async def test_while_all_is_quiet_one_request_to_the_store_will_do(g: Group) -> 
 
 async def test_many_followers_share_the_proof_of_the_leader(g: Group, moving: None) -> None:
     store = counted(g.store)
-    a = await g.leader(store=store)
+    a = await g.leader(store=store, settings=QUIET)
     followers = [await g.node(can_lead=False) for _ in range(3)]
     await all_fed(*followers)
     await asyncio.gather(*(b.leader_client.get("/.lbc/ping") for b in followers))
