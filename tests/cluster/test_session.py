@@ -15,7 +15,7 @@ import pytest
 import littlebigcluster as lbc
 from littlebigcluster.net import ASGIApp, Message, Receive, Scope, Send
 from tests.cluster.group import HUGE, Group, all_fed, eventually, group
-from tests.scenarios.stage import Gate, memory
+from tests.scenarios.stage import WAIT, Gate, memory
 
 QUIET = {"leader_timeout": 20.0}
 Endpoint = Callable[[lbc.Node], Awaitable[Any]]
@@ -124,7 +124,7 @@ async def test_a_node_that_stays_behind_says_so_in_time(g: Group) -> None:
     a, b, _ = await leader_and_straggler(g)
     epoch = await insert(a)
     app = lbc.ReadYourWrites(answering(jobs), timeout=0.8)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         answer = await ask(app, b, ("x-lbc-epoch", str(epoch)))
     assert (answer.status, answer.header("retry-after")) == (503, "1")
     assert answer.header("content-type") == "application/json"
@@ -143,7 +143,7 @@ async def test_what_was_only_read_is_not_unread_on_the_next_node(g: Group) -> No
 
 
 async def test_a_write_that_is_durable_but_not_visible_here_yet_is_in_the_header(g: Group) -> None:
-    a, b, _ = await leader_and_straggler(g, write_timeout=1.0)
+    a, b, _ = await leader_and_straggler(g, write_timeout=2.0)
     answer = await ask(lbc.ReadYourWrites(answering(insert)), b)
     assert answer.json() == a.epoch.value > b.epoch.value
     assert answer.epoch == answer.json()
@@ -200,11 +200,11 @@ async def test_an_epoch_ahead_of_the_whole_log_is_forgotten(g: Group, ahead: int
     b = await g.node(settings=QUIET)
     await all_fed(b)
     await insert(a)
-    app = lbc.ReadYourWrites(answering(jobs), cookie=True)
+    app = lbc.ReadYourWrites(answering(jobs), cookie=True, timeout=600)
     token = str(min(a.epoch.value + ahead, 10**20 - 1))
     shown = ("x-lbc-epoch", token) if by == "header" else ("cookie", f"lbc-epoch={token}")
     for node in (a, b):
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(WAIT):
             answer = await ask(app, node, shown)
         assert (answer.status, answer.json(), answer.epoch) == (200, ["new"], a.epoch.value)
         assert f"lbc-epoch={a.epoch.value};" in (answer.header("set-cookie") or ""), "the browser has to forget it, too"
@@ -215,7 +215,7 @@ async def test_without_the_store_nobody_can_tell_what_is_ahead_of_the_log(g: Gro
     a = await g.leader(store=gate, settings=QUIET)
     gate.shut()
     app = lbc.ReadYourWrites(answering(jobs), timeout=1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         assert (await ask(app, a, ("x-lbc-epoch", "99"))).status == 503
         assert (await ask(app, a)).status == 200
     gate.open()
@@ -288,7 +288,7 @@ async def test_a_stream_names_the_epoch_of_its_beginning_and_later_writes_do_no_
 
 async def test_parallel_requests_do_not_share_their_writes(g: Group) -> None:
     """On a node that is behind: each names what it has written or seen itself."""
-    a, b, _ = await leader_and_straggler(g, write_timeout=1.0)
+    a, b, _ = await leader_and_straggler(g, write_timeout=2.0)
     behind = b.epoch.value
     writing, reading = await asyncio.gather(
         ask(lbc.ReadYourWrites(answering(insert)), b), ask(lbc.ReadYourWrites(answering(jobs)), b)
@@ -307,7 +307,7 @@ async def test_writes_of_tasks_and_threads_of_a_request_are_its_own(g: Group) ->
         first = await asyncio.create_task(insert(node))
         return max(first, await asyncio.to_thread(in_thread))
 
-    a, b, _ = await leader_and_straggler(g, write_timeout=1.0)
+    a, b, _ = await leader_and_straggler(g, write_timeout=2.0)
     answer = await ask(lbc.ReadYourWrites(answering(app)), b)
     assert answer.epoch == answer.json() == a.epoch.value > b.epoch.value
 

@@ -105,7 +105,7 @@ async def test_a_write_whose_outcome_is_unknown_is_resolved_with_the_key_of_the_
 
     monkeypatch.setattr(Client, "request", lose)
     with pytest.raises(OutcomeUnknown) as caught:
-        await pair.follower.execute(INSERT, ("a",), timeout=1)
+        await pair.follower.execute(INSERT, ("a",), timeout=3)
     monkeypatch.undo()
     assert caught.value.key
     assert (await pair.follower.execute(INSERT, ("a",), key=caught.value.key)).value.rows == [(1,)]

@@ -411,9 +411,8 @@ def test_a_write_that_the_system_refuses_fails_that_transaction_alone(
 def test_abort_from_another_thread_ends_the_running_statement(primary: Primary) -> None:
     reason = RuntimeError("stop")
     timer = threading.Timer(0.05, primary.abort, (reason,))
-    timer.start()
     with pytest.raises(RuntimeError, match="stop"):
-        primary.transaction(lambda db: db.execute(ENDLESS).close())
+        primary.transaction(lambda db: (timer.start(), db.execute(ENDLESS).close()))
     timer.join()
 
 

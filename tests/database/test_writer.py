@@ -215,11 +215,14 @@ async def test_rewriting_the_same_pages_does_not_fill_a_batch(make: Make) -> Non
 
 async def test_a_batch_closes_early_after_a_time(make: Make) -> None:
     writer = await make(batch_seconds=0.05)
-    for _ in range(20):
+    begun = threading.Event()
+    writer.submit(lambda db: begun.set(), timeout=60)
+    for _ in range(500):
         writer.submit(lambda db: time.sleep(0.02), timeout=60)
     last = writer.submit(count, timeout=60)
+    await asyncio.to_thread(begun.wait)
     batch = await writer.close_batch(stamp(1))
-    assert 1 <= len(batch.pendings) < 20
+    assert 1 <= len(batch.pendings) < 500
     assert not last.settled
 
 
