@@ -113,8 +113,7 @@ class Server:
             self._current = await self._serve(self._tls)
             self._guard = asyncio.create_task(guard(self._socket))
         except BaseException:
-            await self._lifespan.shutdown(1.0)
-            self._close_socket()
+            await self.stop(1.0)
             raise
 
     async def reload(self, tls: NodeIdentity) -> None:
@@ -174,6 +173,9 @@ class Server:
             if task.done():
                 await task
             await started
+        except BaseException:
+            task.cancel()  # to the library that is a shutdown
+            raise
         finally:
             started.cancel()
             await asyncio.wait((started,))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import h2corn
 import pytest
 
 from littlebigcluster.clock import Clock
@@ -198,6 +201,31 @@ async def test_the_lifespan_runs_once_whatever_is_reloaded(mint: Mint) -> None:
         assert (await client.request("GET", "/")).body == b"hello"
         assert heard == ["lifespan.startup"]
     assert heard == ["lifespan.startup", "lifespan.shutdown"]
+
+
+@pytest.mark.parametrize("what", ["start", "reload"])
+async def test_a_server_that_is_given_up_before_it_serves_ends(
+    app: ContractApp, mint: Mint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    begun = asyncio.Event()
+
+    async def wait_started(_: h2corn.Server) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    server = Server(app, host="127.0.0.1", tls=mint("node"))
+    if what == "reload":
+        await server.start()
+    monkeypatch.setattr(h2corn.Server, "wait_started", wait_started)
+    beginning = asyncio.create_task(server.start() if what == "start" else server.reload(mint("node")))
+    await begun.wait()
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    await server.stop(0)
+    assert server._generations == set()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_an_application_that_refuses_to_start_stops_the_server(mint: Mint) -> None:
