@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import Cluster, DirectoryInUse, temporary
+from littlebigcluster import Cluster, DirectoryInUse, Node, temporary
 from littlebigcluster.clock import Clock
+from littlebigcluster.cluster import join
+from littlebigcluster.cluster.listener import Listener
+from littlebigcluster.database import Replica
 from littlebigcluster.store import Store, Wrapper, open_store
 from tests.scenarios.stage import FAST, WAIT
 
@@ -63,6 +68,77 @@ async def test_a_cancelled_join_leaves_nothing_behind(
             await join_and_leave(Cluster(store), directory)
         assert list(temporary.iterdir()) == []
     gc.collect()
+
+
+async def test_a_join_that_is_cancelled_twice_closes_everything_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.init("lol")
+    nodes: list[Node] = []
+    listening, closing, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hanging(listener: Listener) -> None:
+        listening.set()
+        await asyncio.Event().wait()
+
+    async def slowly(listener: Listener) -> None:
+        closing.set()
+        await go_on.wait()
+
+    class Noted(Node):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            nodes.append(self)
+
+    monkeypatch.setattr(join, "Node", Noted)
+    monkeypatch.setattr(Listener, "start", hanging)
+    monkeypatch.setattr(Listener, "stop", slowly)
+    joining = asyncio.create_task(join_and_leave(cluster, None))
+    await listening.wait()
+    joining.cancel()
+    await closing.wait()
+    joining.cancel()
+    await asyncio.wait([joining], timeout=0.1)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    (node,) = nodes
+    with pytest.raises(AttributeError):  # its descriptors are given back
+        node._local.replica.connect()
+
+
+async def test_a_former_copy_is_closed_when_the_join_is_given_up(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.init("lol")
+    await join_and_leave(cluster, tmp_path)
+    useless = tmp_path / "replica-~"  # is removed when the good one is open already
+    (useless / "replica.db").mkdir(parents=True)
+    removing, go_on = threading.Event(), threading.Event()
+    removed, closed = list[Path](), list[Path]()
+    rmtree, close = shutil.rmtree, Replica.close
+
+    def remove_slowly(path: Path, **options: Any) -> None:
+        removed.append(path)
+        removing.set()
+        assert go_on.wait(30)
+        rmtree(path, **options)
+
+    def noted(replica: Replica) -> None:
+        closed.append(replica.path)
+        close(replica)
+
+    monkeypatch.setattr(Replica, "close", noted)
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    joining = asyncio.create_task(join_and_leave(cluster, tmp_path))
+    assert await asyncio.to_thread(removing.wait, 30)
+    joining.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    assert removed == [useless]
+    assert closed == list(tmp_path.glob("replica-*/replica.db"))
 
 
 async def test_two_nodes_of_one_process_cannot_share_a_directory(cluster: Cluster, tmp_path: Path) -> None:
@@ -137,16 +213,16 @@ async def test_a_join_sweeps_what_a_dead_node_left_and_does_not_wait_for_it(
     monkeypatch.setattr(temporary, "_removed", removed_later)
     fuse = loop.call_later(WAIT, joined.set)
     address = "127.0.0.1:0" if ends == "well" else "192.0.2.1:1"  # no address of this machine
-    join = cluster.join(settings=FAST, address=address)
+    joining = cluster.join(settings=FAST, address=address)
     if ends == "well":
-        async with join as node:
+        async with joining as node:
             assert await node.read("SELECT 1") == [(1,)]
             assert dead.path.exists()
             joined.set()
     else:
         loop.call_soon(joined.set)
         with pytest.raises(OSError, match=r"192\.0\.2\.1"):
-            await join.__aenter__()
+            await joining.__aenter__()
     fuse.cancel()
     assert list(tmp_path.iterdir()) == []
 
@@ -154,7 +230,7 @@ async def test_a_join_sweeps_what_a_dead_node_left_and_does_not_wait_for_it(
 async def test_many_nodes_run_in_one_process(cluster: Cluster) -> None:
     await cluster.init("lol")
     joins = [cluster.join(can_lead=True, settings=FAST, address="127.0.0.1:0") for _ in range(6)]
-    nodes = await asyncio.gather(*(join.__aenter__() for join in joins))
+    nodes = await asyncio.gather(*(each.__aenter__() for each in joins))
     leading = [asyncio.create_task(node.wait_until_leader(timeout=WAIT)) for node in nodes]
     await asyncio.wait(leading, return_when=asyncio.FIRST_COMPLETED)
     for task in leading:
@@ -163,8 +239,8 @@ async def test_many_nodes_run_in_one_process(cluster: Cluster) -> None:
     done = await leader.execute("CREATE TABLE x(y)")
     for node in nodes:
         assert await node.read("SELECT * FROM x", at_least=done.epoch) == []
-    for join in joins:
-        await join.__aexit__(None, None, None)
+    for each in joins:
+        await each.__aexit__(None, None, None)
 
 
 async def test_a_cluster_in_a_directory_outlives_its_processes(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import pytest
 
 from littlebigcluster import Cluster, CorruptLog
 from littlebigcluster.cluster import touching
+from littlebigcluster.database import Replica
 from littlebigcluster.epochs import Identity, Survey, names
 from littlebigcluster.roles import Restored, restore_at
 from littlebigcluster.store import Store
-from tests.cluster.group import Group, group
+from tests.cluster.group import Group, eventually, group
 from tests.scenarios.damage import wrong_bit
-from tests.scenarios.stage import WAIT, memory
+from tests.scenarios.stage import WAIT, Gate, memory
 from tests.scenarios.test_past import History, lived
 from tests.scenarios.test_repair import repaired
 
@@ -149,3 +150,27 @@ async def test_one_restore_is_enough(g: Group, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(touching, "restore_at", seen)
     await tables(history.cluster)
     assert restored == [0]
+
+
+async def test_who_gives_up_at_the_end_closes_the_copy_all_the_same(g: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = await lived(g, 3)
+    gate, closed, close = Gate(g.store), list[Path](), Replica.close
+
+    def noted(replica: Replica) -> None:
+        closed.append(replica.path)
+        close(replica)
+
+    async def look() -> None:
+        async with aclosing(Cluster(gate).history(tables=True)) as entries:
+            await anext(entries)
+            closed.clear()  # of other ones
+            gate.shut(only="delete")
+
+    assert history.rows
+    monkeypatch.setattr(Replica, "close", noted)
+    looking = asyncio.create_task(look())
+    await eventually(lambda: gate.held)
+    looking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await looking
+    assert len(closed) == 1

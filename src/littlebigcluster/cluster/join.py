@@ -15,6 +15,7 @@ from littlebigcluster.cluster.statements import Procedures
 from littlebigcluster.epochs import names, read_identity
 from littlebigcluster.settings import NodeSettings
 from littlebigcluster.store import Store, probe_exists
+from littlebigcluster.threads import carried_through
 
 
 class Join:
@@ -55,7 +56,7 @@ class Join:
             try:
                 await self._node._start()
             except BaseException:
-                await self._node._close()
+                await carried_through(self._node._close())
                 raise
         except BaseException:
             await self._directory.aclose()

@@ -83,7 +83,9 @@ class _Replay:
     async def close(self) -> None:
         """Remove what there is. May be used again."""
         restored, self._restored, self._touched = self._restored, None, None
-        await self._pin.aclose()
-        if restored is not None:
-            await in_thread(restored.replica.close)
-            await remove_tree(restored.replica.path.parent)
+        try:
+            await self._pin.aclose()
+        finally:
+            if restored is not None:
+                await in_thread(restored.replica.close)
+                await remove_tree(restored.replica.path.parent)

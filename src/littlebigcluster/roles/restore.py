@@ -243,16 +243,21 @@ class Target:
 async def _former(store: Store, identity: Identity, directory: Path, *, clock: Clock) -> Restored | None:
     """The copy that a former node has left, caught up; None when there is none that can be trusted."""
     result = None
-    for path in sorted(directory.glob("replica-*/replica.db")):
-        if result is None and not path.with_name(DROPPED).exists():
-            try:
-                result = await _reuse(store, identity, path, clock=clock)
-            except (CorruptLog, sqlite3.Error, OSError, LookupError, TypeError, ValueError) as error:
-                logger.warning("dropping the former local copy %s: %s", path, error)
-            if result is not None:
-                continue
-        await remove_tree(path.parent)
-    return result
+    try:
+        for path in sorted(directory.glob("replica-*/replica.db")):
+            if result is None and not path.with_name(DROPPED).exists():
+                try:
+                    result = await _reuse(store, identity, path, clock=clock)
+                except (CorruptLog, sqlite3.Error, OSError, LookupError, TypeError, ValueError) as error:
+                    logger.warning("dropping the former local copy %s: %s", path, error)
+                if result is not None:
+                    continue
+            await remove_tree(path.parent)
+        return result
+    except BaseException:
+        if result is not None:
+            result.replica.close()
+        raise
 
 
 async def _reuse(store: Store, identity: Identity, path: Path, *, clock: Clock) -> Restored | None:
