@@ -138,7 +138,8 @@ async def write(store: Path, compression: Compression) -> Written:
             await node.execute("INSERT INTO t VALUES (?, randomblob(30000))", (number,))
         while node.epoch.value < FANOUT:
             await node.execute("UPDATE t SET b = randomblob(300) WHERE a = 3")
-        while not all((log / name).exists() for name in (".beacon", ".last_snapshot", first_merged)):  # noqa: ASYNC110
+        made = (".beacon", ".last_snapshot", first_merged)
+        while not all((log / name).exists() for name in made) or node._local.since_snapshot.log_epochs >= 5:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     async with cluster.join(can_lead=True, settings=lbc.NodeSettings(epoch_interval=0)) as node, asyncio.timeout(100):
         await node.wait_until_leader()
