@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,12 +23,15 @@ from littlebigcluster.cluster.membership import Members
 from littlebigcluster.epochs import codec
 from littlebigcluster.epochs.codec import Entry
 from littlebigcluster.errors import CorruptLog
-from littlebigcluster.store import Faulty
+from littlebigcluster.store import Faulty, Store, Wrapper
+from littlebigcluster.store.wrappers import Operation
 from littlebigcluster.watch import Watch
 from tests.cluster.group import HUGE, Group, all_fed, at_rest, counted, eventually, group, member_client, report, within
 from tests.net.relay import Relay
 from tests.ports import free_port
 from tests.scenarios.stage import WAIT
+
+T = TypeVar("T")
 
 QUIET = {"leader_timeout": 20.0}
 """Nobody becomes suspicious while the test runs."""
@@ -118,6 +121,42 @@ async def test_a_large_epoch_is_named_and_fetched_from_the_store(monkeypatch: py
         after = await write(a, "after")
         await b.epoch.until(lambda epoch: epoch >= after, timeout=WAIT)
         assert offered == [small, after]
+
+
+class Slow(Wrapper):
+    """What it has found out it keeps for itself until it is let."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.found, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+
+    async def _request(self, operation: Operation, key: str, send: Callable[[], Awaitable[T]]) -> T:
+        result = await send()
+        self.found.set()
+        await self.go_on.wait()
+        return result
+
+
+async def test_an_epoch_that_is_named_while_the_store_answers_that_there_is_none_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "LARGE_BYTES", 20_000)
+    async with group() as g:
+        a, store = await g.leader(settings=QUIET), Slow(g.store)
+        b = await g.node(store=store, settings=FED_ONLY)
+        await at_rest(b)
+        store.go_on.clear()
+        store.found.clear()
+        b._follower.nudge()
+        await within(store.found.wait())
+        named = asyncio.Event()
+        nudge = b._follower.nudge
+        b._follower.nudge = lambda: (nudge(), named.set())[0]  # type: ignore[method-assign,func-returns-value]
+        epoch = (await a.execute("INSERT INTO job VALUES (hex(randomblob(40000)))")).epoch
+        await within(named.wait())
+        store.go_on.set()
+        await b.epoch.until(lambda now: now >= epoch, timeout=WAIT)
 
 
 async def test_a_write_is_visible_on_the_follower_before_the_followers_next_poll_could_tell() -> None:

@@ -69,6 +69,8 @@ class Follower:
         self._view = self._begin()
         self._woken = asyncio.Event()
         self._look_at = clock.monotonic()
+        self._news = False
+        """There is an epoch for which the last look may have begun too early."""
         self._relaxed = False
         """The next look is planned for a leader that reaches the store."""
         self._fed = False
@@ -89,9 +91,9 @@ class Follower:
         self._abstains_until, self._chosen = self._clock.monotonic(), True
 
     def nudge(self) -> None:
-        """Look at the store at once, do not wait for the next poll."""
-        self._look_at = self._clock.monotonic()
-        self._woken.set()
+        """There is a new epoch in the store: look at once, do not wait for the next poll."""
+        self._news = True
+        self._look_soon()
 
     def offer(self, epoch: int, body: bytes) -> None:
         """The leader says that this epoch is durable, and hands it over."""
@@ -111,7 +113,7 @@ class Follower:
         self._view = decisions.listened(self._view, now, self._timing)
         if decisions.is_missed(self._view, now, self._timing) and self._searched_for != self._view.contact_at:
             self._searched_for = self._view.contact_at  # what the leader has written last must be seen in time
-            self.nudge()
+            self._look_soon()
         left = decisions.suspected_at(self._view, self._timing) - now
         return max(SHORTEST_LISTEN_SECONDS, min(LISTEN_SECONDS, left)) if left > 0 else LISTEN_SECONDS
 
@@ -124,7 +126,7 @@ class Follower:
         now = self._clock.monotonic()
         self._view = decisions.heard_from_members(self._view, findings, now, self._timing)
         if self._view.claim_at is not None:
-            self.nudge()
+            self._look_soon()
 
     def reaches(self, leader: Leader | None) -> bool:
         """Whether this node hears that leader."""
@@ -134,7 +136,7 @@ class Follower:
         """Whether the leader hands over epochs from now on."""
         self._fed = on
         self._offered.clear()
-        self.nudge()
+        self._look_soon()
 
     async def run(self) -> Claim:
         """Follow until it is time to claim; for ever on a node that cannot lead.
@@ -165,7 +167,8 @@ class Follower:
                 return 0.0
             if (left := self._due_at() - self._clock.monotonic()) > 0:
                 return left
-            if await self._look():
+            self._news = False
+            if await self._look() or self._news:
                 return 0.0
         except CorruptLog as error:
             await self._restore_afresh(f"the log cannot be followed here: {error}")
@@ -270,6 +273,10 @@ class Follower:
         self._look_at = self._clock.monotonic()  # something may have been handed over meanwhile
         self._view = self._begin()
         self._on_epoch(self._local.metadata)
+
+    def _look_soon(self) -> None:
+        self._look_at = self._clock.monotonic()
+        self._woken.set()
 
     async def _pause(self, seconds: float) -> None:
         if not self._woken.is_set():
