@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from littlebigcluster import StoreUnavailable
+from littlebigcluster import LbcError, StoreUnavailable
 from littlebigcluster.roles import SharedProof
 
 
@@ -50,3 +50,24 @@ async def test_proofs_that_fail_one_after_the_other_are_forgotten() -> None:
             await proof.wait()
     gc.collect()
     assert sum(failure() is not None for failure in failures) <= 1
+
+
+async def test_at_the_end_who_waits_is_told_and_not_cancelled_and_no_proof_begins_any_more() -> None:
+    """Whoever reads in a task of its own would be taken for one that somebody has cancelled."""
+    begun = 0
+
+    async def prove() -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.Event().wait()
+
+    proof = SharedProof(prove)
+    waiting = asyncio.create_task(proof.wait())
+    await asyncio.sleep(0)
+    late = asyncio.create_task(proof.wait())
+    await asyncio.sleep(0)
+    await proof.close()
+    for task in (waiting, late, asyncio.create_task(proof.wait())):
+        with pytest.raises(LbcError, match="stopped"):
+            await task
+    assert begun == 1

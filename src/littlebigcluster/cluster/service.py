@@ -12,7 +12,7 @@ from uuid import UUID
 from littlebigcluster.cluster.forward import MAX_BODY_BYTES, Run, describe, serve_write
 from littlebigcluster.cluster.snapshotting import SNAPSHOT_PATH
 from littlebigcluster.epochs import Leader
-from littlebigcluster.errors import LbcError, NotLeader, StoreUnavailable
+from littlebigcluster.errors import LbcError, NotLeader
 from littlebigcluster.net import Answer, ASGIApp, Receive, Refused, Request, Router, Scope, Send, shows_certificate
 from littlebigcluster.net.lifespan import live_as_one
 from littlebigcluster.net.routes import send_answer
@@ -152,8 +152,8 @@ class Service:
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
                 return Answer.json({"epoch": await self._proven_head()})
-        except (TimeoutError, StoreUnavailable) as error:
-            raise Refused(503, f"the store does not tell whether this node still leads ({error})") from None
+        except (TimeoutError, LbcError) as error:
+            raise Refused(503, f"it cannot be told whether this node still leads ({error})") from None
 
     async def _step_down(self, request: Request) -> Answer:
         try:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from littlebigcluster.errors import LbcError
+
+_STOPPED = "the node has stopped"
+
 
 class SharedProof:
     """Many callers share one proof, but never one that began before they asked.
@@ -16,14 +20,23 @@ class SharedProof:
         self._prove = prove
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def wait(self) -> None:
-        """Raises what `prove` raises."""
+        """Raises what `prove` raises, LbcError after `close`."""
+        if self._closed:
+            raise LbcError(_STOPPED)
         if self._next is None:
             self._next = asyncio.create_task(self._run(self._running))
             self._next.add_done_callback(_seen)
-        # Shielded: a caller that gives up does not spoil it for the others.
-        await asyncio.shield(self._next)
+        try:
+            # Shielded: a caller that gives up does not spoil it for the others.
+            await asyncio.shield(self._next)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and not caller.cancelling():  # it was `close`
+                raise LbcError(_STOPPED) from None
+            raise
 
     async def _run(self, former: asyncio.Task[None] | None) -> None:
         if former is not None:
@@ -34,7 +47,8 @@ class SharedProof:
         await self._prove()
 
     async def close(self) -> None:
-        """End what runs; whoever waits is cancelled."""
+        """End what runs; whoever waits gets LbcError."""
+        self._closed = True
         tasks = [task for task in (self._running, self._next) if task is not None]
         for task in tasks:
             task.cancel()
