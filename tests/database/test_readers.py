@@ -284,3 +284,32 @@ async def test_close_ends_everything(database: Database) -> None:
 async def test_many_reads_at_once(readers: Readers) -> None:
     results = await asyncio.gather(*(readers.read("SELECT ?", (i,), timeout=60) for i in range(1000)))
     assert results == [[(i,)] for i in range(1000)]
+
+
+async def test_a_connection_asked_for_while_the_node_stops_says_so(tmp_path: Path) -> None:
+    connecting, go_on = threading.Event(), threading.Event()
+
+    def connect(factory: type[SnapshotConnection]) -> SnapshotConnection:
+        if threading.current_thread() is thread:
+            connecting.set()
+            assert go_on.wait(30)
+        return database.replica.connect_as(factory)
+
+    def borrow() -> None:
+        try:
+            with readers.lease():
+                pass
+        except Exception as error:
+            raised.append(error)
+
+    database, raised = Database(tmp_path), list[Exception]()
+    thread = threading.Thread(target=borrow)
+    readers = Readers(connect, threads=1)
+    thread.start()
+    assert await asyncio.to_thread(connecting.wait, 30)
+    assert await readers.close(timeout=60)
+    database.replica.close()
+    go_on.set()
+    await asyncio.to_thread(thread.join)
+    (error,) = raised
+    assert (type(error), "stopped" in str(error)) == (LbcError, True)

@@ -338,15 +338,22 @@ class Readers:
         try:
             reader = self._idle.pop()  # the last one used: its statements are still prepared
         except IndexError:
-            if self._closed.is_set():
-                raise LbcError(_CLOSED) from None
-            reader = _Reader(self._connect)
+            reader = self._connected()
         reader.use = _Use(self._clock.monotonic() + self._max_age)
         self._lent[reader] = None
         if self._closed.is_set():  # since: `close` may not have found it
             self._give_back(reader)
             raise LbcError(_CLOSED)
         return reader
+
+    def _connected(self) -> _Reader:
+        try:
+            if not self._closed.is_set():
+                return _Reader(self._connect)
+        except Exception:
+            if not self._closed.is_set():
+                raise
+        raise LbcError(_CLOSED) from None  # maybe since it has begun, and the replica is closed by now
 
     def _give_back(self, reader: _Reader) -> None:
         reader.release()
