@@ -9,7 +9,7 @@ import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -242,3 +242,28 @@ async def test_who_may_only_read_can_restore(g: Group, tmp_path: Path) -> None:
 
     await Cluster(ReadOnly(g.store), clock=history.clock).restore(tmp_path / "x.db", 3)
     assert rows_of(tmp_path / "x.db") == history.rows[3]
+
+
+class Running(Wrapper):
+    """Counts the requests that are under way; from the third epoch on they get no answer."""
+
+    under_way = 0
+
+    async def _request(self, operation: Any, key: str, send: Any) -> Any:
+        self.under_way += 1
+        try:
+            parsed = names.parse(key)
+            if operation == "get_range" and parsed is not None and parsed[1] > 2:
+                await asyncio.Event().wait()
+            return await send()
+        finally:
+            self.under_way -= 1
+
+
+async def test_a_history_that_is_not_read_to_its_end_leaves_no_request_behind(g: Group) -> None:
+    await lived(g, 10)
+    store = Running(g.store)
+    async with aclosing(Cluster(store).history()) as entries:
+        await anext(entries)
+        assert store.under_way
+    assert store.under_way == 0

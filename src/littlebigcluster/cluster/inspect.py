@@ -169,17 +169,19 @@ async def history(
     else:
         head = (await survey(store)).head
         infos = (await survey_after(store, max(0, head - limit))).epochs[-limit:]
-    async for entry in _entries(store, infos):
-        yield entry
+    async with contextlib.aclosing(_entries(store, infos)) as entries:
+        async for entry in entries:
+            yield entry
     at = epoch_of(infos[-1]) if infos else (await survey(store)).head
     while follow:
         # One small request for each look; the listing only when there is something.
         if await store.get_range(names.wal(at + 1), 0, 1) is None:
             await asyncio.sleep(_FOLLOW_SECONDS)
             continue
-        async for entry in _entries(store, (await survey_after(store, at)).epochs):
-            yield entry
-            at = entry.metadata.epoch
+        async with contextlib.aclosing(_entries(store, (await survey_after(store, at)).epochs)) as entries:
+            async for entry in entries:
+                yield entry
+                at = entry.metadata.epoch
 
 
 async def _from(store: Store, found: Survey, since: Point, *, clock: Clock) -> int:
@@ -194,14 +196,15 @@ async def _from(store: Store, found: Survey, since: Point, *, clock: Clock) -> i
         raise
 
 
-async def _entries(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[LogEntry]:
+async def _entries(store: Store, infos: list[ObjectInfo]) -> AsyncGenerator[LogEntry, None]:
     """Without damaged ones that a repair has told of."""
     reads = (_read_unless_told(store, info.key) for info in infos)
     sizes = iter(infos)
-    async for metadata in in_order(reads, window=_WINDOW):
-        info = next(sizes)
-        if metadata is not None:
-            yield LogEntry(metadata, info.size_bytes)
+    async with contextlib.aclosing(in_order(reads, window=_WINDOW)) as found:
+        async for metadata in found:
+            info = next(sizes)
+            if metadata is not None:
+                yield LogEntry(metadata, info.size_bytes)
 
 
 async def _read_unless_told(store: Store, name: str) -> Metadata | None:

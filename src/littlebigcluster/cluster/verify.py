@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,19 +235,20 @@ class Check:
 
         try:
             replica = await from_snapshot(self.first)
-            async for epoch, entry in self._entries(self.first + 1):
-                if replica is not None:
-                    await self.merged.replay(replica, epoch)
-                is_next = epoch not in self.bad_epochs and all(repair.epoch != epoch for repair in self.repairs)
-                if replica is not None and not isinstance(entry, str) and is_next:
-                    try:
-                        await in_thread(apply_entry, replica, entry)
-                        continue
-                    except (CorruptLog, StateMismatch, FormatTooNew) as error:
-                        self.bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
-                if replica is not None:
-                    await _drop(replica)
-                replica = await from_snapshot(epoch)
+            async with aclosing(self._entries(self.first + 1)) as entries:
+                async for epoch, entry in entries:
+                    if replica is not None:
+                        await self.merged.replay(replica, epoch)
+                    is_next = epoch not in self.bad_epochs and all(repair.epoch != epoch for repair in self.repairs)
+                    if replica is not None and not isinstance(entry, str) and is_next:
+                        try:
+                            await in_thread(apply_entry, replica, entry)
+                            continue
+                        except (CorruptLog, StateMismatch, FormatTooNew) as error:
+                            self.bad_epochs[epoch] = f"it cannot be applied: {problem(error)}"
+                    if replica is not None:
+                        await _drop(replica)
+                    replica = await from_snapshot(epoch)
             if replica is not None:
                 opinion = await _opinion(replica)
                 if opinion != "ok":
@@ -256,12 +257,13 @@ class Check:
             if replica is not None:
                 await _drop(replica)
 
-    async def _entries(self, first: int) -> AsyncIterator[tuple[int, Entry | str]]:
+    async def _entries(self, first: int) -> AsyncGenerator[tuple[int, Entry | str], None]:
         """All epochs from `first` on, or what is wrong with one."""
         numbers = iter(range(first, self._found.head + 1))
         reads = (self._entry(epoch) for epoch in range(first, self._found.head + 1))
-        async for entry in in_order(reads, window=_WINDOW):
-            yield next(numbers), entry
+        async with aclosing(in_order(reads, window=_WINDOW)) as found:
+            async for entry in found:
+                yield next(numbers), entry
 
     async def _entry(self, epoch: int) -> Entry | str:
         try:

@@ -29,7 +29,6 @@ from littlebigcluster.epochs.repairs import Repair, lost_is_told, read_repairs
 from littlebigcluster.epochs.survey import (
     Survey,
     epoch_of,
-    read_all_metadata,
     read_identity,
     read_metadata,
     survey,
@@ -69,7 +68,6 @@ __all__ = [
     "lost_is_told",
     "metadata_of",
     "moment",
-    "read_all_metadata",
     "read_identity",
     "read_merged",
     "read_metadata",

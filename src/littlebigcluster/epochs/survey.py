@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from littlebigcluster.epochs import codec, names
 from littlebigcluster.epochs.metadata import Identity, Metadata
-from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.errors import CorruptLog, NotInitialized, WrongCluster
 from littlebigcluster.store import ObjectInfo, Store
 
@@ -118,9 +116,3 @@ async def read_metadata(store: Store, name: str) -> Metadata:
     if end > len(prefix):
         prefix = await store.get_range(name, 0, end) or b""
     return codec.decode_header(prefix, name=name)[0]
-
-
-async def read_all_metadata(store: Store, infos: list[ObjectInfo]) -> AsyncIterator[Metadata]:
-    """The metadata of many objects, in order, a few requests at a time."""
-    async for metadata in in_order((read_metadata(store, info.key) for info in infos), window=16):
-        yield metadata
