@@ -23,6 +23,7 @@ from littlebigcluster.epochs import names
 from littlebigcluster.epochs.prefetch import in_order
 from littlebigcluster.errors import NotRetained, StoreUnavailable
 from littlebigcluster.store import ObjectInfo, Store
+from littlebigcluster.threads import carried_through
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ async def pinned(
     name, body = names.pin(clock.token(8).hex()), Pin(epoch, ttl_seconds, purpose).encode()
     renewing: asyncio.Task[None] | None = None
     try:
-        await store.put(name, body)
+        # Carried through, here and below: one that is given up could still arrive, after it was removed.
+        await carried_through(store.put(name, body))
         retained = names.parse_marker(await store.get(names.LAST_RETAINED)) or 0
         if retained > epoch:
             raise NotRetained(f"epoch {epoch} is not kept any more; the log goes back to epoch {retained}")
@@ -110,7 +112,7 @@ async def _renew(store: Store, name: str, body: bytes, interval: float) -> None:
     while True:
         await asyncio.sleep(interval)
         try:
-            await store.put(name, body)
+            await carried_through(store.put(name, body))
         except StoreUnavailable as error:
             logger.warning("%s could not be renewed: %s", name, error)
 
