@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from littlebigcluster import (
     Node,
     NodeSettings,
 )
+from littlebigcluster.database import Primary
+from littlebigcluster.roles import leader
 from tests.scenarios.stage import FAST, WAIT
 
 
@@ -184,3 +188,32 @@ async def test_the_cluster_s_own_objects_are_out_of_reach(node: Node) -> None:
     with pytest.raises(ValueError, match="lbc"):
         await node.store.put(".lbc/cluster.json", b"")
     assert [info.key for info in await node.store.list("")] == ["mine/x"]
+
+
+async def test_a_primary_that_is_being_made_when_the_node_ends_is_waited_for(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread makes files in the directory that is removed next."""
+    making, go_on, there = threading.Event(), threading.Event(), list[bool]()
+    create = Primary.create
+
+    def slowly(path: Path, *arguments: Any, **options: Any) -> Primary:
+        making.set()
+        assert go_on.wait(30)
+        there.append(path.parent.exists())
+        return create(path, *arguments, **options)
+
+    monkeypatch.setattr(Primary, "create", slowly)
+    monkeypatch.setattr(leader, "_THREAD_SECONDS", 0.01)
+    await cluster.init("lol")
+    joining = cluster.join(can_lead=True, settings=FAST, address="127.0.0.1:0")
+    await joining.__aenter__()
+    assert await asyncio.to_thread(making.wait, 30)
+    ending = asyncio.create_task(joining.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    ending.cancel()  # at once, then
+    await asyncio.wait([ending], timeout=0.3)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert there == [True]

@@ -26,6 +26,7 @@ from littlebigcluster.errors import (
     OutcomeUnknown,
     Overloaded,
 )
+from littlebigcluster.threads import Threads
 
 MIB = 1 << 20
 SCHEMA = """
@@ -498,3 +499,16 @@ async def test_what_was_removed_before_it_began_is_not_held_any_more(writer: Wri
     release.set()
     await writer.close_batch(stamp(1))
     assert first._executed
+
+
+async def test_a_writer_whose_thread_cannot_be_had_is_no_one_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Threads, run: Callable[[], None], *, name: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Threads, "start", refuse)
+    writer = Writer(lambda: Primary.create(tmp_path / "primary.db", Image(tmp_path / "image.db")))
+    with pytest.raises(RuntimeError, match="new thread"):
+        await writer.start()
+    assert await writer.close(timeout=None)

@@ -107,7 +107,11 @@ class Writer:
         """Done, with the reason, when this writer is of no use any more. What was not handed over in a batch is
         lost then, and has failed with `Aborted`; make another writer, with a new primary."""
         # A daemon: a function that never returns must not keep the process from ending.
-        self._threads.start(self._run, name="lbc-writer")
+        try:
+            self._threads.start(self._run, name="lbc-writer")
+        except BaseException:
+            self._ended.set_result(None)
+            raise
         await self._started
 
     def submit(
@@ -165,7 +169,7 @@ class Writer:
             self._closing.set_exception(error_factory())
             self._closing.exception()  # whoever waited may be gone
 
-    async def close(self, *, timeout: float) -> bool:
+    async def close(self, *, timeout: float | None) -> bool:
         """Stop, if that was not done, and wait for the thread; False if it is stuck, and left to itself."""
         self.stop(lambda: Aborted("the writer was closed before this was sent; it is not written"))
         assert self._stopped_by is not None

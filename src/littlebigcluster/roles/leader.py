@@ -305,7 +305,8 @@ class Leadership:
         try:
             await writer.start()
         except BaseException:
-            await self._discard(writer, lambda: Aborted("the node has stopped"))
+            # Only the primary is being made there, which ends; and until then it makes files.
+            await carried_through(writer.close(timeout=None))
             raise
         self._renewed.set()
         self._renewed = asyncio.Event()
