@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import sqlite3
 import threading
@@ -421,3 +422,26 @@ def test_discard_deletes_the_files(tmp_path: Path, image: Image) -> None:
     primary.transaction(insert(1))
     primary.discard()
     assert not list(tmp_path.glob("scratch*"))
+
+
+def free_descriptor() -> int:
+    """The lowest one."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
+
+
+def test_a_primary_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader without room on its disk tries again and again."""
+
+    def full(_: Primary) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Primary, "_read_schema", full)
+    before = free_descriptor()
+    with pytest.raises(OSError, match="No space"):
+        Primary.create(tmp_path / "primary.db", image)
+    assert list(tmp_path.glob("primary.db*")) == []
+    assert free_descriptor() == before

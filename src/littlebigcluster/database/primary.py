@@ -13,6 +13,7 @@ import inspect
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Protocol, TypeVar
@@ -62,17 +63,24 @@ class Primary:
             path, factory=TransactionConnection, isolation_level=None, cached_statements=256
         )
         self._cursor = sqlite3.Cursor(self._connection)
-        self._set_up(foreign_keys)
-        self._index = WalIndex(path)
-        self._wal = os.open(f"{path}-wal", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-        self._frames = self._index.frame_count()
-        self._guard.install(self._connection)
-        self._connection_progress(self._progress)
-        row = self._run(f"SELECT value FROM {SYSTEM_PREFIX} WHERE key = 'request_generation'").fetchone()
-        self._generation = row[0] if row else 0
+        self._descriptors = ExitStack()
         self.min_sqlite_version: str
         """The oldest SQLite that can read the schema, as it is or, after a rollback, as it might have been."""
-        self._read_schema()
+        try:
+            self._set_up(foreign_keys)
+            self._index = WalIndex(path)
+            self._descriptors.callback(self._index.close)
+            self._wal = os.open(f"{path}-wal", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+            self._descriptors.callback(os.close, self._wal)
+            self._frames = self._index.frame_count()
+            self._guard.install(self._connection)
+            self._connection_progress(self._progress)
+            row = self._run(f"SELECT value FROM {SYSTEM_PREFIX} WHERE key = 'request_generation'").fetchone()
+            self._generation = row[0] if row else 0
+            self._read_schema()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def create(
@@ -86,10 +94,14 @@ class Primary:
     ) -> Primary:
         """Write the image to `path`, which nobody else uses, and open it. Raises OSError, sqlite3.Error."""
         _delete(path)
-        with path.open("xb") as file:
-            for chunk in source.chunks():
-                file.write(chunk)
-        return cls(path, clock=clock or Clock(), max_epoch_bytes=max_epoch_bytes, foreign_keys=foreign_keys)
+        try:
+            with path.open("xb") as file:
+                for chunk in source.chunks():
+                    file.write(chunk)
+            return cls(path, clock=clock or Clock(), max_epoch_bytes=max_epoch_bytes, foreign_keys=foreign_keys)
+        except BaseException:
+            _delete(path)  # each attempt on a full disk would leave one
+            raise
 
     @property
     def pending_bytes(self) -> int:
@@ -213,8 +225,7 @@ class Primary:
         self._cursor.close()
         self._connection.take_back()
         sqlite3.Connection.close(self._connection)
-        self._index.close()
-        os.close(self._wal)
+        self._descriptors.close()
 
     def discard(self) -> None:
         """Close, and delete the files."""

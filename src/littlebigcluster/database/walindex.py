@@ -102,7 +102,11 @@ class WalIndex:
         self._blocks: list[memoryview] = []
         self._fence = threading.Lock()
         self._fence.acquire()
-        self._block(0)
+        try:
+            self._block(0)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def frame_count(self) -> int:
         """How many frames of the WAL are committed ("mxFrame")."""
