@@ -163,7 +163,7 @@ def expected_counts(table: TableDiff, before: sqlite3.Connection, after: sqlite3
 
 
 @pytest.mark.parametrize("table", TABLES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(former=STEPS, later=STEPS)
 def test_the_difference_makes_the_one_state_the_other(
     table: str, former: list[tuple[Any, ...]], later: list[tuple[Any, ...]]
