@@ -55,7 +55,10 @@ class Relay:
         """Break all connections, and listen no longer."""
         assert self._server is not None
         self.refuse()
-        await self._some_turns()  # asyncio forgets a connection that it is just accepting when the server is closed
+        # asyncio forgets a connection that it is just accepting when the server is closed: first none comes any more.
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        await self._some_turns()
         self._server.close()
 
     async def __aexit__(self, *_: object) -> None:
