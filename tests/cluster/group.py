@@ -77,7 +77,8 @@ class Group:
 
         node._reporter._connect = refuse
         assert leader._presence is not None
-        leader._presence._feed.end()
+        for subscriber in leader._presence._feed._subscribers:
+            subscriber.end()
         await eventually(lambda: not node._reporter.connected.value)
 
     async def close(self) -> None:

@@ -468,6 +468,10 @@ async def test_a_leader_that_crashes_is_replaced_after_its_timeout_and_members_a
 
 async def everything(subscriber: Subscriber) -> list[tuple[bytes, bytes]]:
     subscriber.end()
+    return await all_of(subscriber)
+
+
+async def all_of(subscriber: Subscriber) -> list[tuple[bytes, bytes]]:
     unpacker = frames.Unpacker()
     return [frame async for piece in subscriber.frames() for frame in unpacker.feed(piece)]
 
@@ -538,3 +542,11 @@ async def test_the_end_of_a_feed_lets_out_what_waits() -> None:
     f.publish(frames.pack_json(frames.GOODBYE, {"successor": None}))
     f.end()
     assert [kind for kind, _ in await everything(subscriber)] == [frames.EPOCH, frames.GOODBYE]
+
+
+async def test_who_subscribes_when_all_has_ended_is_ended_too() -> None:
+    """Its request came before, and its stream begins after."""
+    f = Feed(0)
+    f.publish_epoch(1, b"x")
+    f.end()
+    assert await within(all_of(f.subscribe(0))) == [(frames.EPOCH, b"x")]

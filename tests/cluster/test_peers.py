@@ -15,9 +15,10 @@ from littlebigcluster import LbcError, Leader, Node, NoMember, PeerUnavailable, 
 from littlebigcluster.clock import Clock
 from littlebigcluster.cluster import certificates
 from littlebigcluster.cluster.certificates import rotate_authority
-from littlebigcluster.cluster.clients import LeaderClient
+from littlebigcluster.cluster.clients import Clients, LeaderClient
+from littlebigcluster.cluster.membership import Members
 from littlebigcluster.cluster.peers import Peer
-from littlebigcluster.net import Receive, Response, Scope, Send, Server
+from littlebigcluster.net import Client, Receive, Response, Scope, Send, Server
 from tests.cluster.group import Group, eventually, group, within
 from tests.net.relay import Relay
 from tests.ports import free_port
@@ -609,3 +610,21 @@ async def test_open_clients_show_a_renewed_certificate(nodes: Group, app: App, m
     async with asyncio.timeout(WAIT):
         while (await client.get_json("/who"))["certificate"] == former:
             pass
+
+
+async def test_a_client_that_is_made_at_the_moment_of_the_end_does_not_wait_for_ever() -> None:
+    def connect(address: str) -> Client:
+        raise AssertionError(address)
+
+    clients = Clients(Watch(None), Watch(Members()), az="", connect=connect, clock=Clock())
+    running = asyncio.create_task(clients.run())
+    await asyncio.sleep(0)
+    asking = [
+        asyncio.create_task(client.get("/", timeout=None)) for client in (clients.leader(), clients.role("web", False))
+    ]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    for task in asking:
+        with pytest.raises(LbcError, match="stopped"):
+            await within(task)

@@ -47,7 +47,8 @@ def cut_off(leader: Node, node: Node, *others: Node) -> Iterator[None]:
 
         node._reporter._connect = node._suspicion._connect = connect
         assert leader._presence is not None
-        leader._presence._feed.end()
+        for subscriber in leader._presence._feed._subscribers:
+            subscriber.end()
         try:
             yield
         finally:

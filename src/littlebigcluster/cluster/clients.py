@@ -148,6 +148,8 @@ class Clients:
                         group.create_task(_awaited(run))
         finally:
             self._ended = True
+            for connections in self._all():  # some may have been asked for at this moment
+                await connections.end()
 
     def leader(self) -> LeaderClient:
         if self._leader is None:
@@ -165,6 +167,10 @@ class Clients:
                 role, self._connections_of(role), az=self._az, same_az=same_az, clock=self._clock
             )
         return self._roles[role, same_az]
+
+    def _all(self) -> list[Connections]:
+        to_leader = [] if self._leader is None else [self._leader._connections]
+        return [*to_leader, *self._connections.values()]
 
     def _connections_of(self, role: str) -> Connections:
         if role not in self._connections:

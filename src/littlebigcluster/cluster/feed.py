@@ -69,6 +69,7 @@ class Feed:
         self._subscribers: dict[Subscriber, None] = {}
         self._recent: deque[tuple[int, bytes]] = deque()
         self._recent_bytes = 0
+        self._ended = False
 
     def __len__(self) -> int:
         return len(self._subscribers)
@@ -82,6 +83,8 @@ class Feed:
         for frame in missed:
             subscriber.push(frame)
         self._subscribers[subscriber] = None
+        if self._ended:  # since its request came
+            subscriber.end()
         return subscriber
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -104,5 +107,6 @@ class Feed:
 
     def end(self) -> None:
         """The leadership ends; every stream ends after what waits in it."""
+        self._ended = True
         for subscriber in self._subscribers:
             subscriber.end()

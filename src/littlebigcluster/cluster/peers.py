@@ -133,7 +133,7 @@ class Connections:
                     async for places in wanted:
                         self._turn_to(dict.fromkeys(places), group)
         finally:
-            await self._end()
+            await self.end()
 
     def _turn_to(self, places: Iterable[Place], group: asyncio.TaskGroup) -> None:
         for peer in [peer for peer in self._keepers if peer.place not in places]:
@@ -157,7 +157,8 @@ class Connections:
         self.all._set(peers)
         self.up._set(tuple(peer for peer in peers if peer.state == "up"))
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """Close everything, for good; also what nobody has begun to `follow`."""
         self._keepers.clear()
         self._publish()
         for watch in (self.all, self.up):
