@@ -124,10 +124,10 @@ async def test_a_snapshot_is_not_let_go_unannounced(late: Readers, database: Dat
             assert db.execute("SELECT v FROM t").fetchall() == [(0,)] * 3
 
 
-async def test_a_running_statement_is_ended_however_late_its_age_is_seen(late: Readers, clock: HandClock) -> None:
-    reading = asyncio.create_task(late.read(ENDLESS, timeout=60))
-    running = asyncio.create_task(late.run(lambda db: db.execute(ENDLESS), timeout=60))
-    await until(lambda: all_busy(late))
+async def test_a_running_statement_is_ended_however_late_its_age_is_seen(patient: Readers, clock: HandClock) -> None:
+    reading = asyncio.create_task(patient.read(ENDLESS, timeout=60))
+    running = asyncio.create_task(patient.run(lambda db: db.execute(ENDLESS), timeout=60))
+    await until(lambda: all_busy(patient))
     clock.pass_time(FAR_TOO_LONG)
     for task in (reading, running):
         with pytest.raises(SnapshotExpired):
