@@ -10,6 +10,20 @@ from typing import Any, Self, TypeVar
 T = TypeVar("T")
 
 
+async def some_turns() -> None:
+    """Of the event loop: what was begun is known then, and what was broken is closed."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close it. asyncio forgets a connection that it is just accepting then: so first none comes any more."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    await some_turns()
+    server.close()
+
+
 class Relay:
     def __init__(self, target: tuple[str, int]) -> None:
         self.connections = 0
@@ -55,11 +69,7 @@ class Relay:
         """Break all connections, and listen no longer."""
         assert self._server is not None
         self.refuse()
-        # asyncio forgets a connection that it is just accepting when the server is closed: first none comes any more.
-        for listener in self._server.sockets:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-        await self._some_turns()
-        self._server.close()
+        await stop_accepting(self._server)
 
     async def __aexit__(self, *_: object) -> None:
         await self.break_off()
@@ -67,11 +77,7 @@ class Relay:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._some_turns()  # what is broken is closed then
-
-    async def _some_turns(self) -> None:
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await some_turns()  # what is broken is closed then
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.net.relay import some_turns, stop_accepting
+
 REASONS = {409: ("Conflict", "ConditionalRequestConflict"), 500: ("Internal Server Error", "InternalError")}
 REASONS |= {412: ("Precondition Failed", "PreconditionFailed"), 503: ("Slow Down", "SlowDown")}
 
@@ -99,10 +101,11 @@ async def proxied(upstream_port: int, listening: socket.socket | None = None) ->
     try:
         yield proxy
     finally:
-        server.close()
+        await stop_accepting(server)
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+        await some_turns()
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[bytes, dict[bytes, bytes]]:
