@@ -286,7 +286,7 @@ async def test_many_reads_at_once(readers: Readers) -> None:
     assert results == [[(i,)] for i in range(1000)]
 
 
-async def test_a_connection_asked_for_while_the_node_stops_says_so(tmp_path: Path) -> None:
+async def test_a_connection_asked_for_while_the_node_stops_says_so(database: Database) -> None:
     connecting, go_on = threading.Event(), threading.Event()
 
     def connect(factory: type[SnapshotConnection]) -> SnapshotConnection:
@@ -302,7 +302,7 @@ async def test_a_connection_asked_for_while_the_node_stops_says_so(tmp_path: Pat
         except Exception as error:
             raised.append(error)
 
-    database, raised = Database(tmp_path), list[Exception]()
+    raised = list[Exception]()
     thread = threading.Thread(target=borrow)
     readers = Readers(connect, threads=1)
     thread.start()
