@@ -19,6 +19,8 @@ from littlebigcluster.cluster.clients import Clients, LeaderClient
 from littlebigcluster.cluster.membership import Members
 from littlebigcluster.cluster.peers import Peer
 from littlebigcluster.net import Client, Receive, Response, Scope, Send, Server
+from littlebigcluster.store import CreateOutcome, Store
+from littlebigcluster.store.wrappers import Wrapper
 from tests.cluster.group import Group, eventually, group, within
 from tests.net.relay import Relay
 from tests.ports import free_port
@@ -184,6 +186,64 @@ async def test_requests_go_on_through_a_switchover(nodes: Group, app: App) -> No
     assert (await within(hanging))["id"] in seen
 
 
+class AnsweredLate(Wrapper):
+    """An epoch that is created is there at once; the answer comes when the test says so."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.answer = asyncio.Event()
+
+    async def create(self, key: str, body: bytes) -> CreateOutcome:
+        outcome = await super().create(key, body)
+        if key.endswith(".wal"):
+            await self.answer.wait()
+        return outcome
+
+
+async def test_a_leader_that_does_not_know_it_yet_sends_nobody_back_to_the_former_one(
+    nodes: Group, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may see its claim in the log before it has the answer; then it still names its predecessor."""
+    first, store = await nodes.leader(app=app), AnsweredLate(nodes.store)
+    second, follower = await nodes.node(store=store, can_lead=True, app=app), await nodes.node()
+    client, refused = follower.leader_client, asyncio.Event()
+    assert (await client.get_json("/who"))["id"] == str(first.id)
+    accept = client._connections._accept
+
+    def noticed(peer: Peer, answer: Response) -> bool:
+        accepted = accept(peer, answer)
+        if peer.place.id == second.id and not accepted:
+            refused.set()
+        return accepted
+
+    monkeypatch.setattr(client._connections, "_accept", noticed)
+    await nodes.crash(first)
+    try:
+        await within(refused.wait())
+    finally:
+        store.answer.set()
+    assert (await client.get_json("/who", timeout=WAIT))["id"] == str(second.id)
+
+
+async def test_what_others_have_said_of_the_leader_is_forgotten_when_the_log_has_caught_up(
+    nodes: Group, app: App
+) -> None:
+    """Between who was right then and who leads now, the log says nothing new: it names the same node as before."""
+    first, second = await nodes.leader(leader_app=app), await nodes.node(can_lead=True, leader_app=app)
+    await follows(second, first)
+    log, epoch = Watch[Leader | None](Leader(first.id, first.address, "")), Watch(-1)
+    async with leader_client_of(second, log, epoch) as client:
+        assert (await client.get_json("/who"))["id"] == str(first.id)
+        for leaving, next_one in ((first, second), (second, first)):
+            await leaving.members.until(lambda members, to=next_one: members.get(to.id), timeout=WAIT)
+            await leaving.step_down(to=next_one.id)
+            await next_one.wait_until_leader(timeout=WAIT)
+            if next_one is second:
+                assert (await client.get_json("/who", timeout=WAIT))["id"] == str(second.id)
+        epoch._set(first.epoch.value)
+        assert (await client.get_json("/who", timeout=WAIT))["id"] == str(first.id)
+
+
 async def test_what_is_safe_is_repeated_when_the_leader_dies(nodes: Group, app: App) -> None:
     async with behind_relay(nodes, can_lead=True, app=app) as (first, relay):
         await first.wait_until_leader(timeout=WAIT)
@@ -249,9 +309,12 @@ async def test_a_leader_behind_a_silent_network_is_left_within_seconds(nodes: Gr
 
 
 @contextlib.asynccontextmanager
-async def leader_client_of(node: Node, named: Leader | None) -> AsyncIterator[LeaderClient]:
-    """A client that believes what it is told of the leader."""
-    client = LeaderClient(Watch(named), connect=node._listener.connect, clock=Clock())
+async def leader_client_of(
+    node: Node, named: Leader | Watch[Leader | None], epoch: Watch[int] | None = None
+) -> AsyncIterator[LeaderClient]:
+    """A client that believes what it is told of the leader, and knows nothing of the log unless that is given."""
+    log = named if isinstance(named, Watch) else Watch[Leader | None](named)
+    client = LeaderClient(log, epoch or Watch(-1), connect=node._listener.connect, clock=Clock())
     running = asyncio.create_task(client.run())
     try:
         yield client
@@ -616,7 +679,7 @@ async def test_a_client_that_is_made_at_the_moment_of_the_end_does_not_wait_for_
     def connect(address: str) -> Client:
         raise AssertionError(address)
 
-    clients = Clients(Watch(None), Watch(Members()), az="", connect=connect, clock=Clock())
+    clients = Clients(Watch(None), Watch(-1), Watch(Members()), az="", connect=connect, clock=Clock())
     running = asyncio.create_task(clients.run())
     await asyncio.sleep(0)
     asking = [

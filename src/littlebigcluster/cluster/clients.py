@@ -30,22 +30,33 @@ class LeaderClient(PeerClient):
     All requests share one connection. When the leader changes, those under way at the former one are left to finish.
     """
 
-    def __init__(self, leader: Watch[Leader | None], *, connect: Callable[[str], Client], clock: Clock) -> None:
+    def __init__(
+        self, leader: Watch[Leader | None], epoch: Watch[int], *, connect: Callable[[str], Client], clock: Clock
+    ) -> None:
+        """`leader` is who leads by the log, as far as `epoch`."""
         super().__init__(Connections(connect, LEADS_PATH, self._accept), clock)
-        self._leader = leader
+        self._leader, self._epoch = leader, epoch
         self._wanted: Watch[Leader | None] = Watch(None)
-        """The leader as this node knows it from the log, or as another node has named it since."""
+        """The leader by the log, or as a node has named it that knows more of the log."""
+        self._named_at: Watch[int] = Watch(-1)
+        """As of which epoch a node has named it."""
 
     async def run(self) -> None:
         """Follow the leader, until cancelled."""
         with plain_errors():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_log())
+                group.create_task(self._forget_names())
                 await self._connections.follow(self._places())
 
     async def _follow_log(self) -> None:
         async for leader in self._leader:
             self._wanted._set(leader)
+
+    async def _forget_names(self) -> None:
+        async for epoch in self._named_at:
+            await self._epoch.until(epoch.__le__)
+            self._wanted._set(self._leader.value)
 
     async def _places(self) -> AsyncIterator[list[Place]]:
         async for leader in self._wanted:
@@ -66,14 +77,17 @@ class LeaderClient(PeerClient):
 
     def _accept(self, peer: Peer, answer: Response | StreamResponse) -> bool:
         if answer.status == 503 and (text := answer.headers.get(LEADER_HEADER)) is not None:
-            self._go_to(_leader_of(text), peer)
+            self._go_to(*_leader_of(text), peer)
             return False
         return super()._accept(peer, answer)
 
-    def _go_to(self, named: Leader | None, not_leading: Peer) -> None:
+    def _go_to(self, named: Leader | None, epoch: int, not_leading: Peer) -> None:
+        """Not back: who has claimed the leadership names its predecessor until it sees its own epoch in the log."""
         wanted = self._wanted.value
-        if named and named.uuid != not_leading.place.id and wanted and wanted.uuid == not_leading.place.id:
+        is_newer = epoch > max(self._epoch.value, self._named_at.value)
+        if named is not None and is_newer and wanted is not None and wanted.uuid == not_leading.place.id:
             self._wanted._set(named)
+            self._named_at._set(epoch)
 
 
 class RoleClient(PeerClient):
@@ -124,13 +138,14 @@ class Clients:
     def __init__(
         self,
         leader: Watch[Leader | None],
+        epoch: Watch[int],
         members: Watch[Members],
         *,
         az: str,
         connect: Callable[[str], Client],
         clock: Clock,
     ) -> None:
-        self._watched_leader, self._members = leader, members
+        self._watched_leader, self._epoch, self._members = leader, epoch, members
         self._az, self._connect, self._clock = az, connect, clock
         self._leader: LeaderClient | None = None
         self._connections: dict[str, Connections] = {}
@@ -153,7 +168,7 @@ class Clients:
 
     def leader(self) -> LeaderClient:
         if self._leader is None:
-            self._leader = LeaderClient(self._watched_leader, connect=self._connect, clock=self._clock)
+            self._leader = LeaderClient(self._watched_leader, self._epoch, connect=self._connect, clock=self._clock)
             self._begin(self._leader.run)
         return self._leader
 
@@ -193,9 +208,10 @@ async def _awaited(run: Callable[[], Awaitable[None]]) -> None:
     await run()
 
 
-def _leader_of(text: str) -> Leader | None:
+def _leader_of(text: str) -> tuple[Leader | None, int]:
+    """Who leads, as of which epoch."""
     try:
         value = json.loads(text)
-        return None if value is None else Leader.from_json(value)
-    except (ValueError, TypeError, KeyError):
-        return None
+        return Leader.from_json(value), int(value["epoch"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None, -1

@@ -240,7 +240,7 @@ class Node(Writing, Returning, Snapshotting):
             clock=self._clock,
         )
         self._clients = Clients(
-            self.leader, self.members, az=self.az, connect=self._listener.connect, clock=self._clock
+            self.leader, self.epoch, self.members, az=self.az, connect=self._listener.connect, clock=self._clock
         )
         self._reporter = Reporter(
             self.leader,

@@ -116,8 +116,7 @@ class Service:
 
     async def _for_leader(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._node.is_leader:
-            leader = self._leader()
-            await _refuse(scope, send, 503, {"error": _NOT_LEADING, "leader": leader}, _elsewhere(leader))
+            await _refuse(scope, send, 503, {"error": _NOT_LEADING, "leader": self._leader()}, self._elsewhere())
             return
         assert self._leader_app is not None
         scope.setdefault("state", {})["lbc"] = self._node
@@ -128,12 +127,18 @@ class Service:
     def _leading(self) -> Presence:
         presence = self._presence()
         if presence is None:
-            raise Refused(503, _NOT_LEADING, headers=_elsewhere(self._leader()))
+            raise Refused(503, _NOT_LEADING, headers=self._elsewhere())
         return presence
 
     def _leader(self) -> dict[str, str] | None:
         leader = self._node.leader.value
         return leader.to_json() if leader else None
+
+    def _elsewhere(self) -> dict[str, str]:
+        """Who leads instead, as of which epoch."""
+        leader = self._leader()
+        told = {**leader, "epoch": self._node.epoch.value} if leader else None
+        return {"retry-after": "1", LEADER_HEADER: json.dumps(told)}
 
     async def _ping(self, request: Request) -> Answer:
         return Answer.json({})
@@ -183,10 +188,6 @@ class Service:
 
 
 _NOT_LEADING = "this node does not lead"
-
-
-def _elsewhere(leader: dict[str, str] | None) -> dict[str, str]:
-    return {"retry-after": "1", LEADER_HEADER: json.dumps(leader)}
 
 
 def _meant_for(scope: Scope) -> str | None:
