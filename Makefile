@@ -21,7 +21,7 @@ export UV_PYTHON_DOWNLOADS = never
 export UV_SYSTEM_CERTS = 1
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test suite lint lock servers soak chaos bench clean
+.PHONY: help setup demo test suite lint lock servers soak jitter chaos bench clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -81,6 +81,10 @@ soak: setup servers ## property tests and simulations, for long
 	LBC_SEEDS=$(SEEDS) .venv/$(PYTEST) -o faulthandler_timeout=7200 $(ARGS)
 	$(BIN)/python -m tests.simulation --count $(SEEDS)
 	$(BIN)/python -m tests.simulation --long --seconds $(SECONDS)
+
+jitter: setup servers ## all tests with random delays in threads and event loops: what depends on luck shows itself
+	PYTHONPATH=$(CURDIR)/tests/jitter .venv/$(PYTEST) --ignore tests/simulation --ignore tests/chaos \
+		-o faulthandler_timeout=900 $(ARGS)
 
 chaos: setup servers ## five nodes on Ceph that are killed, frozen and cut off at random: what CI does at night
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(ARGS)
