@@ -36,10 +36,10 @@ class LeaderClient(PeerClient):
         """`leader` is who leads by the log, as far as `epoch`."""
         super().__init__(Connections(connect, LEADS_PATH, self._accept), clock)
         self._leader, self._epoch = leader, epoch
+        self._named: Watch[tuple[int, Leader | None]] = Watch((-1, None))
+        """Whom another node has named, and as of which epoch."""
         self._wanted: Watch[Leader | None] = Watch(None)
-        """The leader by the log, or as a node has named it that knows more of the log."""
-        self._named_at: Watch[int] = Watch(-1)
-        """As of which epoch a node has named it."""
+        # Invariant: who was named, as long as that node knows more of the log; else the leader by the log.
 
     async def run(self) -> None:
         """Follow the leader, until cancelled."""
@@ -50,13 +50,17 @@ class LeaderClient(PeerClient):
                 await self._connections.follow(self._places())
 
     async def _follow_log(self) -> None:
-        async for leader in self._leader:
-            self._wanted._set(leader)
+        async for _ in self._leader:
+            self._turn()
 
     async def _forget_names(self) -> None:
-        async for epoch in self._named_at:
+        async for epoch, _ in self._named:
             await self._epoch.until(epoch.__le__)
-            self._wanted._set(self._leader.value)
+            self._turn()
+
+    def _turn(self) -> None:
+        epoch, named = self._named.value
+        self._wanted._set(named if epoch > self._epoch.value else self._leader.value)
 
     async def _places(self) -> AsyncIterator[list[Place]]:
         async for leader in self._wanted:
@@ -84,10 +88,10 @@ class LeaderClient(PeerClient):
     def _go_to(self, named: Leader | None, epoch: int, not_leading: Peer) -> None:
         """Not back: who has claimed the leadership names its predecessor until it sees its own epoch in the log."""
         wanted = self._wanted.value
-        is_newer = epoch > max(self._epoch.value, self._named_at.value)
+        is_newer = epoch > max(self._epoch.value, self._named.value[0])
         if named is not None and is_newer and wanted is not None and wanted.uuid == not_leading.place.id:
-            self._wanted._set(named)
-            self._named_at._set(epoch)
+            self._named._set((epoch, named))
+            self._turn()
 
 
 class RoleClient(PeerClient):
